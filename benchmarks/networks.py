@@ -1,8 +1,8 @@
 """Well-known image classifiers in plain torch, random weights: what the benchmarks prune.
 
 They follow torchvision's definitions layer by layer (same layers, same order, same parameter counts), so that
-figures compare with those published for torchvision, yet nothing but torch is needed. Input `[n, 3, 224, 224]`,
-output `[n, classes]`.
+figures compare with those published for torchvision, yet nothing but torch is needed.
+Input `[n, 3, 224, 224]`, output `[n, classes]`.
 """
 
 from __future__ import annotations
