@@ -1,0 +1,261 @@
+"""What to keep of a network, as plain data: it needs no torch and no model to be read, checked or compared.
+
+A plan says for each tensor and dimension which positions stay, and which integer attributes change with them.
+It is valid once it exists, since the constructors check it; its text form (`plan_json.py`) is bounded before it
+is expanded. So a plan from a stranger cannot run code, exhaust memory or index out of bounds.
+
+A plan speaks of the model it was made for. A network that is pruned twice has two plans, in order; the file
+format holds any number (`plans_to_json`, `plans_from_json`), and `PruningPlan.to_json` is the case of one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from structprune import plan_json
+from structprune.errors import InputError, PlanError
+
+__all__ = [
+    "AttributeEdit",
+    "Budget",
+    "GroupPlan",
+    "PruningPlan",
+    "plan_digest",
+    "plans_from_json",
+    "plans_to_json",
+]
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may remain: exactly one quantity, as a fraction in (0, 1] of the original network's.
+
+    Raises InputError for none or several quantities, and for a fraction outside (0, 1].
+
+    >>> budget = Budget(macs=0.5)
+    >>> budget.quantity, budget.fraction
+    ('macs', 0.5)
+    """
+
+    channels: float | None = None
+    params: float | None = None
+    macs: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise InputError(f"Budget takes exactly one of channels=, params=, macs=; got {given or 'none'}")
+        ((name, value),) = given.items()
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise InputError(
+                f"Budget({name}={value!r}): expected a fraction in (0, 1] of the original network's {name}"
+            )
+
+    @property
+    def quantity(self) -> str:
+        """The name of the quantity that is bounded: "channels", "params" or "macs"."""
+        return next(name for name, value in vars(self).items() if value is not None)
+
+    @property
+    def fraction(self) -> float:
+        """The share of the original network's quantity that may remain, in (0, 1]."""
+        return float(getattr(self, self.quantity))
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """The channels of one group that stay: sorted, unique indices below `size`; else raises PlanError."""
+
+    name: str
+    size: int
+    keep: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", _checked(self.keep, self.size, f"group {self.name!r}"))
+
+
+@dataclass(frozen=True)
+class AttributeEdit:
+    """An integer that the model's Python reads, before and after the cut.
+
+    `module` is a qualified module name ("" is the root). `path` leads from it to the integer: an attribute,
+    then list or tuple indices, dict keys or attributes, as in `("groups",)` or `("config", "num_heads")`.
+    """
+
+    module: str
+    path: tuple[str | int, ...]
+    old: int
+    new: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", tuple(self.path))
+        if not self.path or not isinstance(self.path[0], str):
+            raise PlanError(f"{self}: the path must begin with an attribute name")
+        if any(isinstance(step, str) and step.startswith("__") for step in self.path):
+            raise PlanError(
+                f"{self}: names that begin with two underscores are Python's own, not a layer's size"
+            )
+
+    def __str__(self) -> str:
+        path = ".".join(map(str, self.path))
+        return f"attribute edit {self.module or '<root>'}: {path} {self.old} -> {self.new}"
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What stays of a model: kept positions per tensor dimension, attribute edits, and how they were chosen.
+
+    `fingerprint` names the model the plan belongs to (`structprune.tensors.fingerprint`). `tensors` maps
+    tensor name -> dim -> kept positions (sorted; an absent dim stays whole) and `shapes` gives the original
+    shape of each of these tensors. Raises PlanError where the parts contradict each other.
+    """
+
+    fingerprint: str
+    groups: tuple[GroupPlan, ...]
+    tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
+    shapes: Mapping[str, tuple[int, ...]]
+    attributes: tuple[AttributeEdit, ...]
+    budget: Budget | None = None
+    criterion: str = ""
+    scope: str = ""
+
+    def __post_init__(self) -> None:
+        if not _FINGERPRINT.fullmatch(self.fingerprint):
+            raise PlanError(f"fingerprint {self.fingerprint[:80]!r}: expected 64 hexadecimal digits (sha256)")
+        if self.tensors.keys() != self.shapes.keys():
+            odd = sorted(self.tensors.keys() ^ self.shapes.keys())[:5]
+            raise PlanError(f"tensors and shapes must name the same tensors; only one of them has {odd}")
+        shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
+        done: dict[tuple[int, int], tuple[int, ...]] = {}
+        tensors = {
+            name: {dim: _kept(keep, shapes[name], dim, name, done) for dim, keep in sorted(dims.items())}
+            for name, dims in self.tensors.items()
+        }
+        for field, value in (("shapes", shapes), ("tensors", tensors)):
+            object.__setattr__(self, field, value)
+        for field in ("groups", "attributes"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        _require_unique("group", [group.name for group in self.groups])
+        _require_unique("attribute edit", [f"{edit.module}: {edit.path}" for edit in self.attributes])
+
+    def new_shape(self, tensor: str) -> tuple[int, ...]:
+        """The shape of a tensor of `tensors` after the cut."""
+        dims = self.tensors[tensor]
+        return tuple(len(dims[dim]) if dim in dims else size for dim, size in enumerate(self.shapes[tensor]))
+
+    def to_json(self) -> str:
+        """The plan as JSON text, the same for equal plans; kept positions as ranges [[start, stop], ...]."""
+        return plans_to_json([self])
+
+    @staticmethod
+    def from_json(text: str | bytes) -> PruningPlan:
+        """The plan that `to_json` wrote; raises PlanError for text of any other form or schema version."""
+        plans = plans_from_json(text)
+        if len(plans) != 1:
+            raise PlanError(
+                f"the text holds {len(plans)} plans, one per pruning step; read it with plans_from_json"
+            )
+        return plans[0]
+
+
+def plans_to_json(plans: Sequence[PruningPlan]) -> str:
+    """JSON text of the plans of one network, in the order in which they were applied."""
+    return plan_json.write([_record(plan) for plan in plans])
+
+
+def plans_from_json(text: str | bytes) -> tuple[PruningPlan, ...]:
+    """The plans in a text of `plans_to_json`; raises PlanError that names the first thing wrong with it."""
+    expand = plan_json.Expander()
+    try:
+        return tuple(_plan(record, expand) for record in plan_json.read(text))
+    except InputError as error:  # a budget that no budget can be
+        raise PlanError(str(error)) from None
+
+
+def plan_digest(plans: Sequence[PruningPlan]) -> str:
+    """The sha256 (hex) of what the plans say, whoever wrote them and however their text is laid out."""
+    return plan_json.digest([_record(plan) for plan in plans])
+
+
+def _plan(record: plan_json.PlanRecord, expand: plan_json.Expander) -> PruningPlan:
+    tensors: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, tensor in record.tensors.items():
+        tensors[name] = {}
+        for dim, ranges in tensor.keep.items():
+            size = _size(tuple(tensor.shape), int(dim), name)
+            tensors[name][int(dim)] = expand(ranges, size, f"tensor {name!r} dim {dim}")
+    return PruningPlan(
+        fingerprint=record.fingerprint,
+        groups=tuple(
+            GroupPlan(g.name, g.size, expand(g.keep, g.size, f"group {g.name!r}")) for g in record.groups
+        ),
+        tensors=tensors,
+        shapes={name: tuple(tensor.shape) for name, tensor in record.tensors.items()},
+        attributes=tuple(AttributeEdit(e.module, tuple(e.path), e.old, e.new) for e in record.attributes),
+        budget=Budget(**record.budget) if record.budget else None,
+        criterion=record.criterion,
+        scope=record.scope,
+    )
+
+
+def _record(plan: PruningPlan) -> dict[str, object]:
+    ranges = plan_json.ranges
+    return {
+        "fingerprint": plan.fingerprint,
+        "groups": [{"name": g.name, "size": g.size, "keep": ranges(g.keep)} for g in plan.groups],
+        "tensors": {
+            name: {"shape": plan.shapes[name], "keep": {str(dim): ranges(keep) for dim, keep in dims.items()}}
+            for name, dims in plan.tensors.items()
+        },
+        "attributes": [vars(edit) for edit in plan.attributes],
+        "budget": {plan.budget.quantity: plan.budget.fraction} if plan.budget else None,
+        "criterion": plan.criterion,
+        "scope": plan.scope,
+    }
+
+
+def _kept(
+    keep: Sequence[int],
+    shape: tuple[int, ...],
+    dim: int,
+    name: str,
+    done: dict[tuple[int, int], tuple[int, ...]],
+) -> tuple[int, ...]:
+    size = _size(shape, dim, name)
+    key = (id(keep), size)  # one list serves many tensors: it is checked once, and stays one object
+    if key not in done:
+        done[key] = _checked(keep, size, f"tensor {name!r} dim {dim}")
+    return done[key]
+
+
+def _size(shape: tuple[int, ...], dim: int, name: str) -> int:
+    if not isinstance(dim, int) or not 0 <= dim < len(shape):
+        raise PlanError(
+            f"tensor {name!r}: dim {dim} is not one of the {len(shape)} dims of shape {list(shape)}"
+        )
+    return shape[dim]
+
+
+def _checked(keep: Sequence[int], size: int, what: str) -> tuple[int, ...]:
+    positions = np.asarray(keep)
+    if positions.ndim != 1 or positions.size == 0 or positions.dtype.kind not in "iu":
+        raise PlanError(f"{what}: expected one or more integer positions to keep, got {str(keep)[:80]}")
+    if positions[0] < 0 or positions[-1] >= size:
+        raise PlanError(f"{what}: positions {positions[0]}..{positions[-1]} leave the {size} that there are")
+    if (positions[1:] <= positions[:-1]).any():
+        raise PlanError(f"{what}: positions must be sorted and unique, got {str(keep)[:80]}")
+    if isinstance(keep, tuple) and set(map(type, keep)) == {int}:
+        return keep
+    return tuple(positions.tolist())
+
+
+def _require_unique(kind: str, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = sorted(name for name in set(names) if names.count(name) > 1)
+        raise PlanError(f"{kind} named twice: {twice[:3]}")

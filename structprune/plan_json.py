@@ -1,0 +1,140 @@
+"""Plans as text: strict JSON, kept positions as half-open ranges, bounded before a range is expanded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from structprune.errors import PlanError
+
+__all__ = ["Expander", "PlanRecord", "digest", "ranges", "read", "write"]
+
+SCHEMA_VERSION = 1
+MAX_POSITIONS = 2**23  # of all distinct kept lists of one text together: about 300 MB once expanded
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+Ranges = list[tuple[int, int]]
+
+
+class GroupRecord(_Record):
+    name: str
+    size: int
+    keep: Ranges
+
+
+class TensorRecord(_Record):
+    shape: list[int]
+    keep: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]?)$")], Ranges]
+
+
+class EditRecord(_Record):
+    module: str
+    path: list[str | int]
+    old: int
+    new: int
+
+
+class PlanRecord(_Record):
+    """One plan as its text says it: well-typed, not yet checked against itself."""
+
+    fingerprint: str
+    groups: list[GroupRecord]
+    tensors: dict[str, TensorRecord]
+    attributes: list[EditRecord]
+    budget: dict[Annotated[str, Field(pattern="^(channels|params|macs)$")], float] | None
+    criterion: str
+    scope: str
+
+
+class _Header(_Record):
+    model_config = ConfigDict(extra="ignore")
+    schema_version: int
+    structprune_version: str
+
+
+class _File(_Record):
+    schema_version: int
+    structprune_version: str
+    plans: list[PlanRecord] = Field(min_length=1)
+
+
+def read(text: str | bytes) -> list[PlanRecord]:
+    """The plans of a text of this schema version; raises PlanError for any other text."""
+    try:
+        header = _Header.model_validate_json(text)
+        if header.schema_version != SCHEMA_VERSION:
+            raise PlanError(
+                f"the plan has schema version {header.schema_version} (written by structprune "
+                f"{header.structprune_version[:40]!r}); this structprune reads version {SCHEMA_VERSION}: "
+                "install a structprune that fits, or prune again"
+            )
+        return _File.model_validate_json(text).plans
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(step)[:80] for step in first["loc"]) or "the text"
+        raise PlanError(
+            f"not a pruning plan: {where}: {first['msg']} ({error.error_count()} faults)"
+        ) from None
+
+
+def write(records: Sequence[dict[str, object]]) -> str:
+    """The JSON text that `read` accepts, the same for equal records."""
+    try:
+        version = importlib.metadata.version("structprune")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        version = "unknown"
+    body = {"schema_version": SCHEMA_VERSION, "structprune_version": version, "plans": records}
+    return json.dumps(body, sort_keys=True) + "\n"
+
+
+def digest(records: Sequence[dict[str, object]]) -> str:
+    """The sha256 (hex) of the records, free of layout and of the version that wrote them."""
+    return hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+
+
+def ranges(keep: Sequence[int]) -> list[list[int]]:
+    """The shortest half-open ranges of sorted positions.
+
+    >>> ranges((0, 1, 2, 5))
+    [[0, 3], [5, 6]]
+    """
+    positions = np.asarray(keep, dtype=np.int64)
+    breaks = np.flatnonzero(np.diff(positions) != 1)
+    starts = positions[np.concatenate(([0], breaks + 1))]
+    stops = positions[np.concatenate((breaks, [len(positions) - 1]))] + 1
+    return [[int(start), int(stop)] for start, stop in zip(starts, stops, strict=True)]
+
+
+class Expander:
+    """Turns ranges into positions; equal lists share one tuple, and all distinct ones together are bounded."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[int, int], ...], tuple[int, ...]] = {}
+        self._total = 0
+
+    def __call__(self, ranges: Ranges, size: int, what: str) -> tuple[int, ...]:
+        """The positions of the ranges within a dimension of `size`; raises PlanError where they leave it."""
+        key = tuple(ranges)
+        for start, stop in key:
+            if not 0 <= start < stop <= size:
+                raise PlanError(f"{what}: range [{start}, {stop}] is empty or leaves 0..{size}")
+        for (_, stop), (start, _) in pairwise(key):
+            if start < stop:
+                raise PlanError(f"{what}: ranges must ascend without overlap; {start} comes after {stop - 1}")
+        if key not in self._known:
+            self._total += sum(stop - start for start, stop in key)
+            if self._total > MAX_POSITIONS:
+                raise PlanError(f"{what}: the plan expands to more than {MAX_POSITIONS} positions; refused")
+            self._known[key] = tuple(i for start, stop in key for i in range(start, stop))
+        return self._known[key]

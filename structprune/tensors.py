@@ -1,0 +1,151 @@
+"""Every tensor a model holds, under one name each: what a trace, a plan and a fingerprint all speak of.
+
+A model keeps tensors in three places: parameters, buffers, and plain attributes (also inside lists, dicts and
+objects). All three are found here, once, as *slots*: the places where a tensor lies. A tied tensor lies in
+several slots and goes by the name of the first.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import json
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from structprune.errors import PlanError
+
+__all__ = ["Slot", "aliases", "fingerprint", "named_tensors", "slots"]
+
+_OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, flags, and the three registries
+_ATOMS = (
+    *(str, bytes, int, float, complex, bool, type(None), type, enum.Enum, set, frozenset, range),
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, weakref.ref),
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place that holds a tensor; `path` leads from `module` to it: an attribute, then keys or indices."""
+
+    name: str
+    module: nn.Module
+    kind: str  # "parameter", "buffer" (persistent), "cache" (a buffer that is not) or "attribute"
+    path: tuple[str | int, ...]
+    tensor: torch.Tensor
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> tensor for every tensor of the model, each once, under its first name.
+
+    Parameters come first, named as in `named_parameters()`, then buffers (persistent or not), then tensors in
+    plain attributes ("block.table", "block.cache.0"). Left out is what a hook computes before each forward.
+
+    >>> sorted(named_tensors(nn.Linear(2, 3)))
+    ['bias', 'weight']
+    """
+    first: dict[int, Slot] = {}
+    for slot in slots(model):
+        first.setdefault(id(slot.tensor), slot)
+    return {slot.name: slot.tensor for slot in first.values()}
+
+
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Every name of every tensor -> the name that `named_tensors` gives it; a shared module has several."""
+    first: dict[int, str] = {}
+    for slot in slots(model):
+        first.setdefault(id(slot.tensor), slot.name)
+    known = {slot.name: first[id(slot.tensor)] for slot in slots(model)}
+    for listed in (
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    ):
+        known.update({name: first[id(tensor)] for name, tensor in listed})
+    return known
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The sha256 (hex) over the sorted names and shapes of the parameters and persistent buffers.
+
+    Values, dtypes and devices have no say in it, nor have caches, whose shapes may change with every forward.
+    Raises PlanError where a lazy module has no shapes yet.
+    """
+    first: dict[int, Slot] = {}
+    for slot in slots(model):
+        if slot.kind in ("parameter", "buffer"):
+            first.setdefault(id(slot.tensor), slot)
+    for slot in first.values():
+        if nn.parameter.is_lazy(slot.tensor):
+            raise PlanError(
+                f"tensor {slot.name!r} has no shape yet: run the model once, then trace and prune it"
+            )
+    named = sorted((slot.name, list(slot.tensor.shape)) for slot in first.values())
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def slots(model: nn.Module) -> Iterator[Slot]:
+    """Every place of the model that holds a tensor: parameters first, then buffers, then plain attributes."""
+    modules = list(model.named_modules())
+    for prefix, module in modules:
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield Slot(_join(prefix, name), module, "parameter", (name,), parameter)
+    for prefix, module in modules:
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                kind = "cache" if name in module._non_persistent_buffers_set else "buffer"
+                yield Slot(_join(prefix, name), module, kind, (name,), buffer)
+    seen = {id(module) for _, module in modules}
+    for prefix, module in modules:
+        computed = {hook_target(hook) for hook in module._forward_pre_hooks.values()}
+        for name, value in list(vars(module).items()):
+            if name not in _OWN and name not in computed:
+                for path, tensor in _inside(value, (name,), seen):
+                    yield Slot(_join(prefix, *path), module, "attribute", path, tensor)
+
+
+def hook_target(hook: object) -> str | None:
+    """The attribute that a hook of torch.nn.utils (weight_norm, spectral_norm, prune) computes anew."""
+    if isinstance(hook, (WeightNorm, SpectralNorm)):
+        return hook.name
+    return hook._tensor_name if isinstance(hook, BasePruningMethod) else None
+
+
+def _inside(
+    value: Any, path: tuple[str | int, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str | int, ...], torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+        return
+    if isinstance(value, _ATOMS) or id(value) in seen:
+        return
+    seen.add(id(value))
+    for key, item in _items(value):
+        yield from _inside(item, (*path, key), seen)
+
+
+def _items(value: Any) -> list[tuple[str | int, Any]]:
+    if isinstance(value, Mapping):
+        return [(key, item) for key, item in list(value.items()) if isinstance(key, (str, int))]
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if isinstance(value, nn.Module):  # one that the model does not register: its registries hold its tensors
+        registered = {**value._parameters, **value._buffers, **value._modules}
+        own = {name: item for name, item in vars(value).items() if name not in _OWN}
+        return [(name, item) for name, item in {**registered, **own}.items() if item is not None]
+    return list(getattr(value, "__dict__", {}).items())
+
+
+def _join(*steps: str | int) -> str:
+    return ".".join(str(step) for step in steps if step != "")
