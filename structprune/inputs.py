@@ -20,7 +20,16 @@ from torch.utils import _pytree as pytree
 
 from structprune.errors import InputError
 
-__all__ = ["batch_size", "map_tensors", "normalize_inputs", "parse_inputs", "random_like", "tensors_in"]
+__all__ = [
+    "batch_size",
+    "map_tensors",
+    "named_tensors",
+    "normalize_inputs",
+    "parse_inputs",
+    "random_like",
+    "repeat_batch",
+    "tensors_in",
+]
 
 _SPEC = re.compile(
     r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]\w*))?(?::(?P<high>\d+))?"
@@ -83,7 +92,8 @@ def _map_leaf(leaf: Any, fn: Callable[[Tensor], Any]) -> Any:
     if isinstance(leaf, Tensor):
         return fn(leaf)
     if isinstance(leaf, Mapping):  # a mapping that pytree does not know, such as a tokenizer's encoding
-        return type(leaf)({key: map_tensors(value, fn) for key, value in leaf.items()})  # type: ignore[call-arg]
+        kind: Callable[[dict[Any, Any]], Any] = type(leaf)
+        return kind({key: map_tensors(value, fn) for key, value in leaf.items()})
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
         values = {f.name: map_tensors(getattr(leaf, f.name), fn) for f in dataclasses.fields(leaf) if f.init}
         return dataclasses.replace(leaf, **values)
@@ -96,14 +106,37 @@ def tensors_in(tree: Any) -> list[Tensor]:
     >>> [tuple(t.shape) for t in tensors_in((torch.zeros(2), {"k": torch.zeros(3), "flag": True}))]
     [(2,), (3,)]
     """
-    found: list[Tensor] = []
+    return [tensor for _, tensor in named_tensors(tree)]
 
-    def collect(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
 
-    map_tensors(tree, collect)
+def named_tensors(tree: Any) -> list[tuple[str, Tensor]]:
+    """Every tensor of a tree, its keys, fields and positions joined by "_" ("" for a lone tensor).
+
+    >>> [name for name, _ in named_tensors({"k": (torch.zeros(2), [torch.zeros(3)]), "flag": True})]
+    ['k_0', 'k_1_0']
+    """
+    if isinstance(tree, Tensor):
+        return [("", tree)]
+    found = []
+    for key, value in _children(tree):
+        for name, tensor in named_tensors(value):
+            found.append((f"{key}_{name}" if name else key, tensor))
     return found
+
+
+def _children(tree: Any) -> list[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        return [(str(key), value) for key, value in tree.items()]
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return [(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree) if field.init]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return list(zip(tree._fields, tree, strict=True))
+    if isinstance(tree, tuple | list):
+        return [(str(position), value) for position, value in enumerate(tree)]
+    leaves = pytree.tree_leaves(tree)
+    if len(leaves) == 1 and leaves[0] is tree:
+        return []
+    return [(str(position), leaf) for position, leaf in enumerate(leaves)]
 
 
 def batch_size(example_inputs: Any) -> int:
@@ -113,6 +146,28 @@ def batch_size(example_inputs: Any) -> int:
     4
     """
     return next((t.shape[0] for t in tensors_in(example_inputs) if t.ndim), 1)
+
+
+def repeat_batch(tree: Any, batch: int) -> Any:
+    """The same tree at another batch size: rows repeated or dropped where dim 0 is the batch.
+
+    >>> repeat_batch(torch.tensor([[1], [2]]), 3).flatten().tolist()
+    [1, 2, 1]
+    """
+    _check_batch(batch)
+    old = batch_size(tree)
+
+    def resize(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or tensor.shape[0] != old:
+            return tensor
+        return tensor[torch.arange(batch, device=tensor.device) % old]
+
+    return tree if batch == old else map_tensors(tree, resize)
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise InputError(f"{batch=}: a batch holds at least 1 sample")
 
 
 def random_like(tree: Any, batch: int | None = None, seed: int = 0) -> Any:
@@ -125,8 +180,8 @@ def random_like(tree: Any, batch: int | None = None, seed: int = 0) -> Any:
     Raises:
         InputError: where `batch` is below 1.
     """
-    if batch is not None and batch < 1:
-        raise InputError(f"{batch=}: a batch holds at least 1 sample")
+    if batch is not None:
+        _check_batch(batch)
     generator = torch.Generator().manual_seed(seed)
     old = batch_size(tree)
 

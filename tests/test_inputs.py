@@ -76,7 +76,9 @@ def test_the_list_error_says_how_to_fix_it() -> None:
 def test_map_tensors_keeps_the_containers() -> None:
     tree = {"a": (X, [X, 1]), "b": Boxed(X), "c": UserDict(k=X), "d": Pair(X, None)}
     got = map_tensors(tree, lambda t: t + 1)
-    assert got["b"].label == "kept" and isinstance(got["c"], UserDict) and isinstance(got["d"], Pair)
+    assert got["b"].label == "kept"
+    assert isinstance(got["c"], UserDict)
+    assert isinstance(got["d"], Pair)
     assert len(tensors_in(got)) == 5
     assert all(torch.equal(t, X + 1) for t in tensors_in(got))
     assert torch.equal(X, torch.arange(6.0).reshape(2, 3))
@@ -97,11 +99,17 @@ def test_random_like_keeps_kind_and_range_and_changes_the_batch() -> None:
     }
     example["table"] = torch.zeros(7, 2)
     got = random_like(example, batch=64, seed=1)
-    assert got["x"].shape == (64, 3) and got["ids"].shape == (64, 3) and got["mask"].shape == (64, 3)
-    assert got["table"].shape == (7, 2) and got["scale"].shape == ()
-    assert got["ids"].min() >= 3 and got["ids"].max() <= 9 and got["ids"].dtype == torch.int64
+    assert got["x"].shape == (64, 3)
+    assert got["ids"].shape == (64, 3)
+    assert got["mask"].shape == (64, 3)
+    assert got["table"].shape == (7, 2)
+    assert got["scale"].shape == ()
+    assert got["ids"].min() >= 3
+    assert got["ids"].max() <= 9
+    assert got["ids"].dtype == torch.int64
     assert got["mask"].all()
-    assert 150 < got["x"].mean() < 350 and got["x"].std() > 50
+    assert 150 < got["x"].mean() < 350
+    assert got["x"].std() > 50
 
 
 def test_random_like_is_seeded() -> None:
@@ -116,9 +124,13 @@ def test_random_like_refuses_an_empty_batch() -> None:
 
 def test_parse_positional_named_and_bounded() -> None:
     args, kwargs = parse_inputs(["1x3x8x8", "ids=2x16:int64:100", "half=4:float16", "m=1x5:bool"])
-    assert args[0].shape == (1, 3, 8, 8) and args[0].dtype == torch.float32
-    assert kwargs["ids"].shape == (2, 16) and kwargs["ids"].max() > 1 and kwargs["ids"].max() < 100
-    assert kwargs["half"].dtype == torch.float16 and kwargs["m"].dtype == torch.bool
+    assert args[0].shape == (1, 3, 8, 8)
+    assert args[0].dtype == torch.float32
+    assert kwargs["ids"].shape == (2, 16)
+    assert kwargs["ids"].max() > 1
+    assert kwargs["ids"].max() < 100
+    assert kwargs["half"].dtype == torch.float16
+    assert kwargs["m"].dtype == torch.bool
     assert set(parse_inputs(["64:int64"])[0][0].tolist()) == {0, 1}
 
 

@@ -1,0 +1,25 @@
+"""Runtimes: each prepares a module for inference and times one inference at a time; none knows of pruning.
+
+A runtime is one file with one factory under `@register_runtime(name)`: a context manager that takes a module,
+its inputs and a thread count, and yields a callable which runs one inference and returns its duration in
+milliseconds. What a factory changes (threads, training flags) it changes back when its context ends. Adding a
+runtime is adding such a file and importing it here, or registering a factory from user code.
+"""
+
+from __future__ import annotations
+
+from structprune.runtimes import eager as eager
+from structprune.runtimes import ort as ort
+from structprune.runtimes.environment import describe_environment
+from structprune.runtimes.flags import inference_mode, torch_threads
+from structprune.runtimes.registry import TimedCall, prepare, register_runtime, runtime_names
+
+__all__ = [
+    "TimedCall",
+    "describe_environment",
+    "inference_mode",
+    "prepare",
+    "register_runtime",
+    "runtime_names",
+    "torch_threads",
+]
