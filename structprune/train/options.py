@@ -1,0 +1,46 @@
+"""What fine-tuning is asked for: one frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from structprune.errors import InputError
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Recipe"]
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "onecycle", "constant")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; a value out of range raises `InputError`."""
+
+    epochs: int
+    lr: float
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    label_smoothing: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(
+                f"optimizer={self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule={self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        _need(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _need(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _need(0 < self.lr < float("inf"), "lr", self.lr, "greater than 0")
+        _need(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        _need(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _need(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
+
+
+def _need(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise InputError(f"{name}={value!r}: must be {allowed}")
