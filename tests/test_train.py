@@ -1,0 +1,166 @@
+"""Fine-tuning learns, holds masks, repeats itself, and leaves everything else as it was found."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from structprune.errors import InputError
+from structprune.masking import sparsify
+from structprune.train import evaluate, finetune
+from structprune.train.optimizers import build_optimizer, build_schedule
+from structprune.train.options import Recipe
+
+
+def sides() -> TensorDataset:
+    """64 points in the plane, labelled by the side of a line they are on."""
+    points = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(points, (points[:, 0] > points[:, 1]).long())
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2))
+
+
+class TestFinetune:
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    @pytest.mark.parametrize("schedule", ["cosine", "onecycle", "constant"])
+    def test_it_learns_and_reports_each_epoch(self, optimizer: str, schedule: str) -> None:
+        model, data = net(), sides()
+        log = finetune(
+            model,
+            data,
+            epochs=12,
+            lr=0.05,
+            batch_size=16,
+            optimizer=optimizer,
+            schedule=schedule,
+            validation=data,
+        )
+        assert [entry["epoch"] for entry in log] == list(range(1, 13))
+        assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+        assert log[-1]["accuracy"] == evaluate(model, data) > 0.9
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_masked_weights_stay_zero(self, optimizer: str) -> None:
+        model = sparsify(net(), 0.5)
+        gone = [layer.weight == 0 for layer in (model[0], model[4])]
+        before = model[0].weight.detach().clone()
+        finetune(model, sides(), epochs=2, lr=0.1, weight_decay=0.1, optimizer=optimizer)
+        assert [int(zeros.sum()) for zeros in gone] == [8, 8]
+        assert [
+            torch.equal(layer.weight == 0, z) for layer, z in zip((model[0], model[4]), gone, strict=True)
+        ] == [
+            True,
+            True,
+        ]
+        assert not torch.equal(model[0].weight, before)
+
+    def test_the_same_seed_gives_the_same_weights(self) -> None:
+        models = [net(), net(), net()]
+        for model, seed in zip(models, (3, 3, 4), strict=True):
+            finetune(model, sides(), epochs=2, lr=0.1, batch_size=8, seed=seed)
+        first, same, other = (model[0].weight for model in models)
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+
+    def test_flags_random_state_and_frozen_parameters_are_left_alone(self) -> None:
+        model = net().train()
+        model[1].eval()
+        model[4].requires_grad_(False)
+        frozen, state = model[4].weight.detach().clone(), torch.get_rng_state()
+        finetune(model, sides(), epochs=1, lr=0.1, validation=sides())
+        assert [module.training for module in model] == [True, False, True, True, True]
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(model[4].weight, frozen)
+
+    def test_flags_are_given_back_after_an_error(self) -> None:
+        model, data = net().eval(), sides()
+        data.tensors[0][0] = float("nan")
+        with pytest.raises(InputError, match="the loss is nan in epoch 1"):
+            finetune(model, data, epochs=1, lr=0.1)
+        assert not model.training
+
+    def test_progress_counts_every_step(self) -> None:
+        seen: list[tuple[int, int]] = []
+        finetune(net(), sides(), epochs=2, lr=0.1, batch_size=30, progress=lambda *step: seen.append(step))
+        assert seen == [(step, 6) for step in range(1, 7)]
+
+    def test_an_accelerator_of_ones_own(self) -> None:
+        accelerate = pytest.importorskip("accelerate")
+        models = [net(), net()]
+        finetune(models[0], sides(), epochs=1, lr=0.1, accelerator=accelerate.Accelerator(cpu=True))
+        finetune(models[1], sides(), epochs=1, lr=0.1)
+        assert torch.equal(models[0][0].weight.cpu(), models[1][0].weight.cpu())
+
+    def test_without_accelerate(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "accelerate", None)
+        with pytest.raises(InputError, match=r"pip install structprune\[train\]"):
+            finetune(net(), sides(), epochs=1, lr=0.1)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"epochs": 0},
+            {"lr": 0.0},
+            {"lr": float("nan")},
+            {"batch_size": 0},
+            {"optimizer": "lion"},
+            {"momentum": 1.0},
+            {"weight_decay": -1.0},
+            {"schedule": "step"},
+            {"label_smoothing": 1.0},
+        ],
+    )
+    def test_bad_options_are_named(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
+            finetune(net(), sides(), **{"epochs": 1, "lr": 0.1, **wrong})
+
+    def test_nothing_to_train(self) -> None:
+        with pytest.raises(InputError, match="at least one"):
+            finetune(net(), TensorDataset(torch.empty(0, 2), torch.empty(0)), epochs=1, lr=0.1)
+        with pytest.raises(InputError, match="requires a gradient"):
+            finetune(net().requires_grad_(False), sides(), epochs=1, lr=0.1)
+
+
+class TestRecipe:
+    def test_schedules_start_and_end_where_they_should(self) -> None:
+        rates = {}
+        for name in ("cosine", "onecycle", "constant"):
+            recipe = Recipe(epochs=1, lr=1.0, schedule=name)
+            optimizer = build_optimizer(net(), recipe)
+            schedule = build_schedule(optimizer, recipe, steps=10)
+            rates[name] = []
+            for _ in range(10):
+                rates[name].append(schedule.get_last_lr()[0])
+                optimizer.step()
+                schedule.step()
+        assert rates["constant"] == [1.0] * 10
+        assert rates["cosine"] == sorted(rates["cosine"], reverse=True)
+        assert (rates["cosine"][0], max(rates["onecycle"])) == (1.0, 1.0)
+        assert rates["onecycle"][0] < 0.1 > rates["onecycle"][-1]
+
+    def test_biases_and_norms_are_not_decayed(self) -> None:
+        decayed, spared = build_optimizer(net(), Recipe(epochs=1, lr=1.0)).param_groups
+        assert [p.ndim for p in decayed["params"]] == [2, 2]
+        assert {p.ndim for p in spared["params"]} == {1}
+        assert (decayed["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)
+
+
+class TestEvaluate:
+    def test_the_share_that_is_right_in_eval_mode(self) -> None:
+        points = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0]])
+        model = nn.Sequential(nn.Identity(), nn.Dropout(0.999)).train()
+        assert evaluate(model, TensorDataset(points, torch.tensor([0, 1, 0, 1])), batch_size=3) == 0.75
+        assert model.training
+
+    def test_an_empty_data_set(self) -> None:
+        with pytest.raises(InputError, match="empty"):
+            evaluate(net(), TensorDataset(torch.empty(0, 2), torch.empty(0)))
