@@ -209,7 +209,7 @@ def compare(original: nn.Module, pruned: nn.Module, inputs: Any, tolerance: floa
 
     Where the model itself computes parts in float32, the tolerance is 1e-5.
     """
-    before = sum(p.numel() for p in original.parameters())
+    before = max(1, sum(p.numel() for p in original.parameters()))
     removed = 1 - sum(p.numel() for p in pruned.parameters()) / before
     lost = _ties(original) - _ties(pruned)
     if lost and {n for n, _ in pruned.named_parameters(remove_duplicate=False)} >= set().union(*lost):

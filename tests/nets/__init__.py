@@ -1,0 +1,1 @@
+"""Small networks, each with what pruning it must give."""
