@@ -1,0 +1,126 @@
+"""`select`: from scores and a budget to the channels that stay.
+
+Widths first, channels second: the constraints give every group the counts that it may keep, the scope puts
+all channels in one order, the budget says how far along it one may go, and each group keeps its best
+channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structprune.errors import InputError
+from structprune.plan import Budget, PruningPlan
+from structprune.selection.budgeting import Task
+from structprune.selection.comparisons import counts_in_order
+from structprune.selection.contract import GraphLike, GroupLike
+from structprune.selection.ranking import SCOPES, normalised
+from structprune.selection.units import Constraints, build_units, candidate_groups
+
+__all__ = ["select"]
+
+Scores = Mapping[str, NDArray[np.float64]]
+
+
+def select(
+    graph: GraphLike,
+    scores: Scores,
+    budget: Budget,
+    scope: str | None = None,
+    multiple_of: int = 1,
+    min_channels: int | Mapping[str, int] = 1,
+    max_pruned: float | Mapping[str, float] = 1.0,
+    keep: str | Iterable[str] = (),
+    only: str | Iterable[str] = (),
+    *,
+    normalize: str = "mean",
+    original: float | None = None,
+    criterion: str = "",
+) -> PruningPlan:
+    """The plan that keeps the most important channels under `budget`.
+
+    `scope` ranks channels within each group ("layer": every group keeps the same share), over all groups
+    ("global"), or over groups of one structure ("isomorphic"). Default: "layer" for a budget in channels,
+    else "global". With "layer", `Budget(channels=r)` keeps floor(r * size) channels of each group, at least
+    `min_channels`; every other budget bounds the sum over the network, never exceeds it, and is filled as far
+    as whole channels allow.
+
+    `multiple_of` aligns widths; a group keeps a multiple of it, or is left whole. `min_channels`, and
+    `max_pruned` (largest share of a group removed), hold for every group, or per name or glob in a mapping.
+    `keep` holds whole every group with a member in the named modules; `only` restricts the cut to groups that
+    the named modules produce. Both take group names, module names and globs. `normalize` ("mean" or "none")
+    says whether scores are divided by their group's mean before groups are compared; Network Slimming
+    compares them raw. `original` is the price of the network that `budget` is a fraction of (default: of
+    `graph` itself), for a network that has been pruned before; for channels, the sum of the free primary
+    groups' sizes. `criterion` is only recorded.
+
+    Raises InputError for arguments that are wrong or name nothing, and BudgetError, with the reachable range,
+    for a budget that cannot be met.
+    """
+    bounds = Constraints(multiple_of, min_channels, max_pruned, _listed(keep), _listed(only))
+    scope = _scope(scope, budget)
+    candidates = candidate_groups(graph.groups, bounds)
+    curves = _curves(graph.groups, scores, candidates, normalize)
+    units = build_units(graph.groups, curves, candidates, bounds)
+    limit = Task(graph, tuple(candidates), units, budget, bounds).limit(scope, original)
+    counts = counts_in_order(graph, units, limit)
+    kept = {
+        group.name: best(scores[group.name], int(count))
+        for group, count in zip(graph.groups, counts, strict=True)
+        if count < group.size
+    }
+    return graph.plan(kept, budget=budget, criterion=criterion, scope=scope)
+
+
+def best(scores: NDArray[np.float64], count: int) -> tuple[int, ...]:
+    """The `count` best channels, in channel order; among equal scores the first ones, never more than
+    `count`.
+
+    >>> best(np.array([1.0, 2.0, 2.0, 2.0]), 2)
+    (1, 2)
+    """
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[:count]
+    return tuple(int(channel) for channel in np.sort(order))
+
+
+def _listed(patterns: str | Iterable[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _scope(scope: str | None, budget: Budget) -> str:
+    if scope is None:
+        return "layer" if budget.quantity == "channels" else "global"
+    if scope not in SCOPES:
+        raise InputError(f"unknown scope {scope!r}: use one of {', '.join(SCOPES)}")
+    return scope
+
+
+def _curves(
+    groups: Sequence[GroupLike], scores: Scores, candidates: Sequence[int], normalize: str
+) -> dict[int, NDArray[np.float64]]:
+    """The normalised scores of each candidate, best first."""
+    if normalize not in ("mean", "none"):
+        raise InputError(f"normalize must be 'mean' or 'none', got {normalize!r}")
+    return {
+        position: np.sort(normalised(_scores_of(groups[position], scores), normalize))[::-1]
+        for position in candidates
+    }
+
+
+def _scores_of(group: GroupLike, scores: Scores) -> NDArray[np.float64]:
+    if group.name not in scores:
+        close = get_close_matches(group.name, list(scores), n=3)
+        raise InputError(
+            f"no scores for group {group.name!r}: score the same graph" + f" (close: {close})" * bool(close)
+        )
+    values = np.asarray(scores[group.name], dtype=np.float64)
+    if values.shape != (group.size,) or not np.isfinite(values).all():
+        raise InputError(
+            f"scores of group {group.name!r} must be {group.size} finite numbers, got shape {values.shape}"
+            + (" with NaN or infinity" if values.shape == (group.size,) else "")
+        )
+    return values

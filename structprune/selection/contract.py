@@ -1,0 +1,71 @@
+"""What selection needs from a dependency graph; anything of this shape can be selected on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structprune.plan import Budget, PruningPlan
+
+__all__ = ["Counts", "FrozenLike", "GraphLike", "GroupLike", "MemberLike", "ViolationLike"]
+
+Counts = NDArray[np.int64]
+"""Channels kept, one number per group of the graph (frozen groups at their size)."""
+
+
+class MemberLike(Protocol):
+    @property
+    def tensor(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def index(self) -> NDArray[np.int64]: ...
+    @property
+    def role(self) -> str: ...
+
+
+class FrozenLike(Protocol):
+    @property
+    def reason(self) -> str: ...
+    @property
+    def where(self) -> str: ...
+
+
+class GroupLike(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def members(self) -> Sequence[MemberLike]: ...
+    @property
+    def frozen(self) -> FrozenLike | None: ...
+    @property
+    def tie(self) -> int: ...
+    @property
+    def primary(self) -> bool: ...
+
+
+class ViolationLike(Protocol):
+    @property
+    def groups(self) -> Sequence[int]: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class GraphLike(Protocol):
+    @property
+    def groups(self) -> Sequence[GroupLike]: ...
+    def price(self, quantity: str, counts: Counts) -> float: ...
+    def violations(self, counts: Counts) -> Sequence[ViolationLike]: ...
+    def plan(
+        self,
+        keep: Mapping[str, Sequence[int]],
+        *,
+        budget: Budget | None = None,
+        criterion: str = "",
+        scope: str = "",
+    ) -> PruningPlan: ...
