@@ -1,8 +1,8 @@
 """What to keep of a network, as plain data: it needs no torch and no model to be read, checked or compared.
 
-A plan says for each tensor and dimension which positions stay, and which integer attributes change with them.
-It is valid once it exists, since the constructors check it; its text form (`plan_json.py`) is bounded before it
-is expanded. So a plan from a stranger cannot run code, exhaust memory or index out of bounds.
+A plan says for each tensor and dimension which positions stay, and which integer attributes change with
+them. It is valid once it exists, since the constructors check it; its text form (`plan_json.py`) is bounded
+before it is expanded. So a plan from a stranger cannot run code, exhaust memory or index out of bounds.
 
 A plan speaks of the model it was made for. A network that is pruned twice has two plans, in order; the file
 format holds any number (`plans_to_json`, `plans_from_json`), and `PruningPlan.to_json` is the case of one.

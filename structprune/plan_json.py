@@ -117,7 +117,7 @@ def ranges(keep: Sequence[int]) -> list[list[int]]:
 
 
 class Expander:
-    """Turns ranges into positions; equal lists share one tuple, and all distinct ones together are bounded."""
+    """Turns ranges into positions; equal lists share one tuple, all distinct ones together are bounded."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[tuple[int, int], ...], tuple[int, ...]] = {}

@@ -25,7 +25,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from structprune.errors import PlanError
 
-__all__ = ["Slot", "aliases", "fingerprint", "named_tensors", "slots"]
+__all__ = ["Slot", "aliases", "fingerprint", "like", "named_tensors", "slots"]
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, flags, and the three registries
 _ATOMS = (
@@ -113,6 +113,17 @@ def slots(model: nn.Module) -> Iterator[Slot]:
             if name not in _OWN and name not in computed:
                 for path, tensor in _inside(value, (name,), seen):
                     yield Slot(_join(prefix, *path), module, "attribute", path, tensor)
+
+
+def like(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """The data as a tensor of the old one's class, with its flags and its attributes (but tensors)."""
+    if type(data) is not type(old):
+        data = torch.Tensor._make_subclass(type(old), data, old.requires_grad)
+    elif old.is_leaf:
+        data.requires_grad_(old.requires_grad)
+    kept = {name: value for name, value in vars(old).items() if not isinstance(value, torch.Tensor)}
+    vars(data).update(kept)
+    return data
 
 
 def hook_target(hook: object) -> str | None:

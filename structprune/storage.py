@@ -1,0 +1,251 @@
+"""A pruned network on disk: `plan.json` and `model.safetensors`. Nothing is pickled, nothing is half written.
+
+`save` writes both files beside the old ones and then renames them, the weights first. The weights carry the
+digest of their plan, and the new plan lies in `plan.json.new` until it is renamed, so wherever a save is
+interrupted the folder holds one whole network, the old or the new. `load` takes the plan that the weights name.
+
+Stored are parameters, persistent buffers, and tensors in plain attributes. A buffer that is not persistent is
+the model's to make again, as torch has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from structprune.errors import PlanError, StorageError
+from structprune.plan import PruningPlan, plan_digest, plans_from_json, plans_to_json
+from structprune.replica import recompute
+from structprune.surgery import apply_plan, replace_tensors
+from structprune.tensors import Slot, like, named_tensors, slots
+
+__all__ = ["load", "load_plans", "save"]
+
+PLAN, WEIGHTS = "plan.json", "model.safetensors"
+
+
+def save(
+    directory: str | os.PathLike[str], model: nn.Module, plan: PruningPlan | Sequence[PruningPlan]
+) -> None:
+    """Writes the pruned model and its plan into the directory, over what an earlier save left there.
+
+    A network that was pruned several times takes its plans in order, since `load` begins at the original.
+    Raises StorageError where the model is not what the plans make, or the files cannot be written.
+    """
+    plans = (plan,) if isinstance(plan, PruningPlan) else tuple(plan)
+    _require_match(model, plans)
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, model, plans)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise StorageError(f"{folder}: cannot save the model: {error}") from error
+
+
+def load_plans(directory: str | os.PathLike[str]) -> tuple[PruningPlan, ...]:
+    """The plans of a saved network, in the order in which they were applied.
+
+    Raises StorageError for a folder that is incomplete or damaged, PlanError for a file that is no plan.
+    """
+    folder = Path(directory)
+    with _opened(folder / WEIGHTS) as weights:
+        wanted = (weights.metadata() or {}).get("plan")
+    for name in (PLAN, f"{PLAN}.new"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            plans = plans_from_json(path.read_bytes())
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
+        if plan_digest(plans) == wanted:
+            return plans
+    if not (folder / PLAN).is_file():
+        raise StorageError(f"{folder}: there is no {PLAN}; a saved network is {PLAN} and {WEIGHTS} together")
+    raise StorageError(
+        f"{folder}: {PLAN} is not the plan that {WEIGHTS} was saved with; take both from one save"
+    )
+
+
+def load(
+    directory: str | os.PathLike[str],
+    build_model: Callable[[], nn.Module],
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """The saved network: `build_model()` makes the original architecture, which is then cut and filled.
+
+    Tensors go to `device`, or to where `build_model` put theirs; dtypes are those that were saved. Raises
+    StorageError for files that are missing, damaged or of another model, PlanError for a plan that is no plan
+    or does not fit the model.
+    """
+    folder = Path(directory)
+    plans = load_plans(folder)
+    model = build_model()
+    devices = {name: slot.tensor.device for name, slot in _stored(model).items()}
+    replace_tensors(model, _emptied(model))
+    for plan in plans:
+        model = apply_plan(model, plan, inplace=True)
+    with _opened(folder / WEIGHTS) as weights:
+        _fill(model, weights, {name: torch.device(device or old) for name, old in devices.items()})
+    if device is not None:
+        model.to(device)
+    recompute(model)
+    return model
+
+
+def _stored(model: nn.Module) -> dict[str, Slot]:
+    """First name -> slot of each tensor that is state: all but the buffers that are not persistent."""
+    first: dict[int, Slot] = {}
+    for slot in slots(model):
+        first.setdefault(id(slot.tensor), slot)
+    return {slot.name: slot for slot in first.values() if slot.kind != "cache"}
+
+
+def _require_match(model: nn.Module, plans: Sequence[PruningPlan]) -> None:
+    """Raises StorageError unless the plans follow upon each other and the model is what they make."""
+    if not plans:
+        raise StorageError("save needs the plan, or the plans in order, that made the model")
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise StorageError(f"layer {name!r} keeps extra state that is no tensor; only tensors are stored")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number, plan in enumerate(plans, 1):
+        for name, shape in plan.shapes.items():
+            if shapes.get(name, shape) != shape:
+                before = list(shapes[name])
+                raise StorageError(
+                    f"plan {number} takes {name!r} as {list(shape)}, its forerunner makes it {before}"
+                )
+            shapes[name] = plan.new_shape(name)
+    present, state = named_tensors(model), _stored(model)
+    for name, shape in shapes.items():
+        found = tuple(present[name].shape) if name in present else None
+        if found is None or (name in state and found != shape):
+            what = "no such tensor" if found is None else f"shape {list(found)}"
+            raise StorageError(
+                f"tensor {name!r}: the plan makes it {list(shape)}, the model has {what}; "
+                "save the pruned model with the plan that made it (several steps: all their plans, in order)"
+            )
+
+
+def _dense(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as safetensors takes them: contiguous, and no two in the same memory."""
+    seen: set[int] = set()
+    dense = {}
+    for name, tensor in tensors.items():
+        data = tensor.detach().contiguous()
+        if data.untyped_storage().data_ptr() in seen:
+            data = data.clone()
+        seen.add(data.untyped_storage().data_ptr())
+        dense[name] = data
+    return dense
+
+
+def _write(folder: Path, model: nn.Module, plans: Sequence[PruningPlan]) -> None:
+    stored = _stored(model)
+    attributes = [name for name, slot in stored.items() if slot.kind == "attribute"]
+    metadata = {"format": "pt", "plan": plan_digest(plans), "attributes": "\n".join(attributes)}
+    _finish_interrupted(folder)
+    new_plan, new_weights = folder / f"{PLAN}.new", folder / f"{WEIGHTS}.new"
+    try:
+        new_plan.write_text(plans_to_json(plans), encoding="utf-8", newline="\n")
+        save_file(_dense({name: slot.tensor for name, slot in stored.items()}), new_weights, metadata)
+        _sync(new_plan, new_weights)
+    except BaseException:
+        new_plan.unlink(missing_ok=True)
+        new_weights.unlink(missing_ok=True)
+        raise
+    os.replace(new_weights, folder / WEIGHTS)  # from here on the new network is the one that is loaded
+    os.replace(new_plan, folder / PLAN)
+    _sync(folder)
+
+
+def _finish_interrupted(folder: Path) -> None:
+    """Renames the plan of a save that was interrupted between its two renames, before it is written over."""
+    new_plan = folder / f"{PLAN}.new"
+    if not (new_plan.is_file() and (folder / WEIGHTS).is_file()):
+        return
+    try:
+        with _opened(folder / WEIGHTS) as weights:
+            wanted = (weights.metadata() or {}).get("plan")
+        if plan_digest(plans_from_json(new_plan.read_bytes())) == wanted:
+            os.replace(new_plan, folder / PLAN)
+    except (PlanError, StorageError):
+        return  # what is there is no network, and nothing is lost by writing over it
+
+
+def _sync(*paths: Path) -> None:
+    """Waits until the disk has the files; a folder cannot be opened for that everywhere."""
+    for path in paths:
+        if path.is_dir() and os.name == "nt":
+            continue
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The safetensors file, opened; raises StorageError if it is missing, truncated or damaged."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except FileNotFoundError:
+        raise StorageError(f"{path} is missing; a saved network is {PLAN} and {WEIGHTS} together") from None
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{path} cannot be read ({error}); it is damaged, or no safetensors file"
+        ) from error
+
+
+def _emptied(model: nn.Module) -> dict[int, torch.Tensor]:
+    """id(tensor) -> a stand-in of its shape without memory, for the tensors that the file will supply."""
+    return {
+        id(slot.tensor): like(slot.tensor, slot.tensor.new_zeros(()).expand(slot.tensor.shape))
+        for slot in _stored(model).values()
+        if slot.kind != "attribute"
+    }
+
+
+def _fill(model: nn.Module, weights: Any, devices: Mapping[str, torch.device]) -> None:
+    stored, names = _stored(model), set(weights.keys())
+    shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+    optional = {name for name, slot in stored.items() if slot.kind == "attribute"}
+    missing = sorted(stored.keys() - optional - names)
+    extra = sorted(names - stored.keys() - set((weights.metadata() or {}).get("attributes", "").split("\n")))
+    if missing or extra:
+        raise StorageError(
+            f"{WEIGHTS} is of another model: it lacks {missing[:5]}, the model lacks {extra[:5]}"
+        )
+    new = {}
+    for name in sorted(names & stored.keys()):
+        old = stored[name].tensor
+        if shapes[name] != tuple(old.shape):
+            if name in optional:  # a cache of another length: the fresh model's own is as good
+                continue
+            raise StorageError(
+                f"{WEIGHTS}: {name!r} has shape {list(shapes[name])}, the model needs {list(old.shape)}"
+            )
+        data = weights.get_tensor(name)
+        if data.is_floating_point() != old.is_floating_point() or data.is_complex() != old.is_complex():
+            raise StorageError(
+                f"{WEIGHTS}: {name!r} is {data.dtype}, the model needs a dtype like {old.dtype}"
+            )
+        target = devices[name] if devices[name].type != "meta" else torch.device("cpu")
+        new[id(old)] = like(old, data.to(target))
+    replace_tensors(model, new)
+    absent = [name for name, tensor in named_tensors(model).items() if tensor.is_meta]
+    if absent:
+        raise StorageError(
+            f"build_model leaves {absent[:5]} without values (meta device), and they are not stored"
+        )
