@@ -1,0 +1,158 @@
+"""From one traced run to the dependency graph: demands settled, channels told from other axes, groups named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from structprune import axes
+from structprune.axes import Atom, Expr, Frozen, Prod, Sum
+from structprune.constraints import Settlement, settle
+from structprune.graph import ChannelGroup, DependencyGraph, Member
+from structprune.tensors import fingerprint
+from structprune.trace import Run, run_traced
+from structprune.wrappers import refuse_wrapped
+
+__all__ = ["trace"]
+
+_OUTPUT = Frozen("model output")
+
+
+def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
+    """Return the dependency graph of ``model``: which channels belong together, found by one run without arithmetic.
+
+    ``example_inputs`` is one tensor, a tuple of positional arguments or a dict of keyword arguments. The model, its
+    flags and the random state stay as they are. Raises TraceError where the forward fails or the model is wrapped.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> [(g.name, g.size) for g in trace(net, torch.zeros(1, 4)).groups if g.frozen is None]
+    [('0', 8)]
+    """
+    refuse_wrapped(model)
+    return assemble(run_traced(model, example_inputs), model)
+
+
+def assemble(run: Run, model: nn.Module) -> DependencyGraph:
+    """Return the graph of a traced run."""
+    settled = settle_run(run)
+    parameters = frozenset(name for name, _ in model.named_parameters())
+    return DependencyGraph(_groups(run, settled), run, settled, fingerprint(model), parameters)
+
+
+def settle_run(run: Run) -> Settlement:
+    """Return what holds for every cut of a traced run; its axes are final afterwards."""
+    for dims in run.outputs:
+        for dim in dims:
+            axes.freeze(dim, _OUTPUT)
+    return settle(run.context.ledger, lambda: _freeze_what_is_no_channel(run))
+
+
+def _freeze_what_is_no_channel(run: Run) -> bool:
+    """A channel is produced by a layer and contracted away again; other axes are tables, or lead nowhere."""
+    produced = _leaves(run.context.produced)
+    consumed = _leaves(run.context.consumed)
+    changed = False
+    for leaf in _leaves(dim for dims in run.named.values() for dim in dims):
+        if leaf.frozen is None and not (leaf in produced and leaf in consumed):
+            what = "no layer produces these positions" if leaf not in produced else "no layer reads these positions"
+            leaf.frozen = Frozen(what)
+            changed = True
+    return changed
+
+
+def _leaves(exprs: Iterable[Expr]) -> dict[Atom, None]:
+    seen: dict[int, Expr] = {}
+    for expr in exprs:
+        expr = axes.normal(expr)
+        seen.setdefault(id(expr), expr)
+    return {leaf: None for expr in seen.values() for leaf in axes.leaves(expr)}
+
+
+def _groups(run: Run, settled: Settlement) -> tuple[ChannelGroup, ...]:
+    found: dict[Atom, list[Member]] = {}
+    known: dict[int, tuple[Expr, Any]] = {}
+    for name, dims in run.named.items():
+        for number, raw in enumerate(dims):
+            expr = axes.normal(raw)
+            if id(expr) not in known:
+                known[id(expr)] = (expr, axes.members(expr))
+            role = run.context.roles.get(id(raw), "affine")
+            for leaf, index in known[id(expr)][1]:
+                found.setdefault(leaf, []).append(Member(name, number, index, role))
+    names = _names(found)
+    classes = settled.classes()
+    secondary = _secondary(expr for expr, _ in known.values())
+    ties: dict[Atom, int] = {}
+    return tuple(
+        ChannelGroup(
+            names[leaf],
+            leaf.size,
+            tuple(members),
+            leaf.frozen,
+            ties.setdefault(classes.get(leaf, leaf), len(ties)),
+            leaf not in secondary,
+            leaf,
+        )
+        for leaf, members in found.items()
+    )
+
+
+def _names(found: dict[Atom, list[Member]]) -> dict[Atom, str]:
+    """A group goes by the layer that produces it; where several do, they are numbered."""
+    base = {leaf: _layer(members) for leaf, members in found.items()}
+    shared: dict[str, list[Atom]] = {}
+    for leaf, name in base.items():
+        shared.setdefault(name, []).append(leaf)
+    taken = {name for name, atoms in shared.items() if len(atoms) == 1}
+    names: dict[Atom, str] = {}
+    for name, atoms in shared.items():
+        number = 0
+        for leaf in atoms:
+            names[leaf] = name
+            while len(atoms) > 1 and (names[leaf] == name or names[leaf] in taken):
+                names[leaf] = f"{name}[{number}]"
+                number += 1
+            taken.add(names[leaf])
+    return names
+
+
+def _layer(members: list[Member]) -> str:
+    chosen = next((m for m in members if m.role == "out"), None)
+    if chosen is None:
+        member = members[0]
+        return f"{member.tensor.removesuffix('.weight')}.in" if member.role == "in" else member.tensor
+    return chosen.tensor.removesuffix(".weight")
+
+
+def _secondary(exprs: Iterable[Expr]) -> set[Atom]:
+    """Return the free factors that stay whole by default, because another factor of the same dimension is cut."""
+    rivals: dict[Atom, set[Atom]] = {}
+    for expr in exprs:
+        for group in _products(expr):
+            for number, factor in enumerate(group):
+                others = {leaf for i, item in enumerate(group) if i != number for leaf in _open(item)}
+                for leaf in _open(factor):
+                    rivals.setdefault(leaf, set()).update(others - {leaf})
+    chosen: set[Atom] = set()
+    for leaf in sorted(rivals, key=lambda leaf: (-leaf.size, leaf.uid)):
+        if not rivals[leaf] & chosen:
+            chosen.add(leaf)
+    return set(rivals) - chosen
+
+
+def _open(expr: Expr) -> list[Atom]:
+    return [leaf for leaf in axes.leaves(expr) if leaf.frozen is None]
+
+
+def _products(expr: Expr) -> Iterator[tuple[Expr, ...]]:
+    expr = axes.normal(expr)
+    if isinstance(expr, Prod):
+        yield expr.factors
+        for item in expr.factors:
+            yield from _products(item)
+    elif isinstance(expr, Sum):
+        for part in expr.parts:
+            yield from _products(part)

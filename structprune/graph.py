@@ -1,0 +1,262 @@
+"""The dependency graph: which channels of which tensors belong together, what they cost, and why the others must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from structprune import axes
+from structprune.axes import Atom, Expr, Frozen
+from structprune.constraints import Settlement
+from structprune.cost import Polynomial, compile_products
+from structprune.errors import PlanError
+from structprune.plan import AttributeEdit, Budget, GroupPlan, PruningPlan
+from structprune.provenance import Attribute
+from structprune.trace import Run
+
+__all__ = ["ChannelGroup", "DependencyGraph", "Frozen", "Layer", "Member", "Violation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One tensor dimension that a group reaches into.
+
+    ``index`` (int64, ``[size of the dimension]``) is the channel of the group at each position, -1 where it has no say.
+    ``role`` is ``"out"`` where the layer produces the channels, ``"in"`` where it contracts them away, else ``"affine"``.
+    """
+
+    tensor: str
+    dim: int
+    index: np.ndarray
+    role: str
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that can only be removed together, wherever they occur.
+
+    ``frozen`` says why they must stay (None: free). Groups of the same ``tie`` keep the same number of channels. A group
+    that is not ``primary`` is one factor of a dimension (heads x head width) whose other factor is cut by default.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    frozen: Frozen | None
+    tie: int
+    primary: bool
+    atom: Atom = field(repr=False)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the tensors that the group reaches into, each once."""
+        return tuple(dict.fromkeys(member.tensor for member in self.members))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The inferred types of what one operation returned: einops-like, one string for each tensor."""
+
+    name: str
+    operation: str
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A comparison in the user's code that would turn out otherwise after the cut."""
+
+    groups: tuple[int, ...]
+    reason: str
+
+
+class DependencyGraph:
+    """The channel groups of a network, free and frozen, with prices and the way from a choice to a plan.
+
+    Made by `structprune.trace`; ``print(graph)`` shows a table of the groups.
+    """
+
+    def __init__(
+        self, groups: tuple[ChannelGroup, ...], run: Run, settled: Settlement, fingerprint: str, parameters: frozenset[str]
+    ) -> None:
+        self.groups = groups
+        self.fingerprint = fingerprint
+        self.shapes = {name: tuple(dim.size for dim in dims) for name, dims in run.named.items()}
+        self.run = run
+        self._settled = settled
+        self._position = {group.atom: i for i, group in enumerate(groups)}
+        self._parameters = parameters
+        self._prices: dict[str, Polynomial] = {}
+
+    # -- prices --------------------------------------------------------------------------------------------------
+
+    def polynomial(self, quantity: str) -> Polynomial:
+        """Return the price of a quantity, ``"macs"``, ``"params"`` or ``"channels"``, as a polynomial of the counts."""
+        if quantity not in self._prices:
+            self._prices[quantity] = compile_products(self._products(quantity), self._variables(), len(self.groups))
+        return self._prices[quantity]
+
+    def _products(self, quantity: str) -> Iterator[tuple[Expr, ...]]:
+        if quantity == "macs":
+            yield from (factors for _, _, factors in self.run.context.costs)
+        elif quantity == "params":
+            yield from (dims for name, dims in self.run.named.items() if name in self._parameters)
+        elif quantity == "channels":
+            yield from ((group.atom,) for group in self.groups if group.frozen is None and group.primary)
+        else:
+            raise KeyError(f"{quantity!r}: expected 'macs', 'params' or 'channels'")
+
+    def _variables(self) -> dict[Atom, int]:
+        return {group.atom: i for i, group in enumerate(self.groups) if group.frozen is None}
+
+    def price(self, quantity: str, counts: np.ndarray) -> float:
+        """Return what the network costs when each group keeps ``counts`` (int64 ``[groups]``) of its channels."""
+        return self.polynomial(quantity)(counts)
+
+    def sizes(self) -> np.ndarray:
+        """Return the size of every group, int64 ``[groups]``: the counts of the network as it is."""
+        return np.array([group.size for group in self.groups], dtype=np.int64)
+
+    def coverage(self, quantity: str) -> float:
+        """Return the share of ``"params"`` or ``"macs"`` that lies in layers with a free group, in [0, 1]."""
+        price = self.polynomial(quantity)
+        whole = price(self.sizes())
+        return (whole - price.constant) / whole if whole else 0.0
+
+    def governed(self, quantity: str) -> np.ndarray:
+        """Return for every group the ``"params"`` or ``"macs"`` of the layers it reaches into, float64 ``[groups]``."""
+        variables = {group.atom: i for i, group in enumerate(self.groups)}
+        return compile_products(self._products(quantity), variables, len(self.groups)).governed(self.sizes())
+
+    # -- from a choice to a plan -----------------------------------------------------------------------------------
+
+    def violations(self, counts: np.ndarray) -> tuple[Violation, ...]:
+        """Return the comparisons in the user's code that would turn out otherwise under ``counts``."""
+        kept = {group.atom: int(count) for group, count in zip(self.groups, counts, strict=True)}
+        attributes = self._settled.attributes
+        found = []
+        for one in self._settled.comparisons:
+            left, right = one.left.value(kept, attributes), one.right.value(kept, attributes)
+            if one.function(left, right) != one.truth:
+                reason = f"{one.left} {one.symbol} {one.right} at {one.where} would become {left} {one.symbol} {right}"
+                found.append(Violation(self._behind(one.left, one.right), reason))
+        return tuple(found)
+
+    def _behind(self, *nodes: object) -> tuple[int, ...]:
+        from structprune.constraints import _involved
+
+        return tuple(self._position[leaf] for leaf in _involved(self._settled, nodes) if leaf in self._position)  # type: ignore[arg-type]
+
+    def plan(
+        self, keep: Mapping[str, Sequence[int]], *, budget: Budget | None = None, criterion: str = "", scope: str = ""
+    ) -> PruningPlan:
+        """Return the plan that keeps the channels ``keep`` of each named group, and all of the others.
+
+        Raises PlanError for an unknown or frozen group, an index out of range, unequal counts in a tie, or a comparison
+        in the user's code that would turn out otherwise.
+        """
+        kept = {group.name: np.arange(group.size) for group in self.groups}
+        known = {group.name: group for group in self.groups}
+        for name, indices in keep.items():
+            kept[name] = _checked(known, name, indices)
+        counts = np.array([len(kept[group.name]) for group in self.groups], dtype=np.int64)
+        self._check(counts)
+        cut = {g.atom: kept[g.name] for g in self.groups if len(kept[g.name]) < g.size}
+        tensors = {name: dims for name, dims in ((n, _positions(d, cut)) for n, d in self.run.named.items()) if dims}
+        return PruningPlan(
+            fingerprint=self.fingerprint,
+            groups=tuple(
+                GroupPlan(g.name, g.size, tuple(kept[g.name].tolist())) for g in self.groups if g.frozen is None
+            ),
+            tensors=tensors,
+            shapes={name: self.shapes[name] for name in tensors},
+            attributes=self._edits({atom: len(indices) for atom, indices in cut.items()}),
+            budget=budget,
+            criterion=criterion,
+            scope=scope,
+        )
+
+    def _check(self, counts: np.ndarray) -> None:
+        by_tie: dict[int, tuple[str, int]] = {}
+        for group, count in zip(self.groups, counts, strict=True):
+            if group.frozen is None:
+                name, other = by_tie.setdefault(group.tie, (group.name, int(count)))
+                if other != count:
+                    raise PlanError(f"groups {name!r} and {group.name!r} must keep equal numbers, got {other} and {count}")
+        for violation in self.violations(counts):
+            raise PlanError(f"the cut would change a decision of the model's code: {violation.reason}")
+
+    def _edits(self, counts: Mapping[Atom, int]) -> tuple[AttributeEdit, ...]:
+        edits = []
+        for attribute, expr in self._settled.attributes.items():
+            new = axes.size_under(expr, counts)
+            if new != attribute.number:
+                edits.append(AttributeEdit(attribute.module, attribute.path, attribute.number, new))
+        return tuple(sorted(edits, key=lambda edit: (edit.module, [str(step) for step in edit.path])))
+
+    def attributes(self) -> tuple[Attribute, ...]:
+        """Return the integer attributes of the model that follow a dimension's size."""
+        return tuple(self._settled.attributes)
+
+    # -- what people read ------------------------------------------------------------------------------------------
+
+    def names(self) -> dict[Atom, str]:
+        """Return the name of each group's axis, as it is shown in types."""
+        return {group.atom: group.name for group in self.groups}
+
+    def types(self) -> tuple[Layer, ...]:
+        """Return the inferred type of every parameter, buffer and intermediate tensor, einops-like."""
+        names = self.names()
+
+        def show(dims: Sequence[Expr]) -> str:
+            return ", ".join(axes.show(dim, names) for dim in dims)
+
+        own = [Layer(name, "tensor", (show(dims),)) for name, dims in self.run.named.items()]
+        passed = [
+            Layer(record.layer, record.operation, tuple(show(dims) for _, dims, _ in record.writes))
+            for record in self.run.records
+        ]
+        return (*own, *passed)
+
+    def __str__(self) -> str:
+        from structprune.table import graph_table
+
+        return graph_table(self)
+
+
+def _checked(known: Mapping[str, ChannelGroup], name: str, indices: Sequence[int]) -> np.ndarray:
+    if name not in known:
+        raise PlanError(f"no group is named {name!r}; print(graph) lists the names")
+    group = known[name]
+    chosen = np.unique(np.asarray(indices, dtype=np.int64))
+    if len(chosen) != len(indices) or not len(chosen) or chosen[0] < 0 or chosen[-1] >= group.size:
+        raise PlanError(f"group {name!r}: expected distinct channels in [0, {group.size}), at least one")
+    if group.frozen is not None and len(chosen) < group.size:
+        raise PlanError(f"group {name!r} must stay whole: {group.frozen}")
+    return chosen
+
+
+def _positions(dims: Sequence[Expr], cut: Mapping[Atom, np.ndarray]) -> dict[int, tuple[int, ...]]:
+    """Return for each dimension that is cut the positions that stay: where every atom keeps its index."""
+    found: dict[int, tuple[int, ...]] = {}
+    for number, dim in enumerate(dims):
+        positions = kept_positions(dim, cut)
+        if positions is not None:
+            found[number] = tuple(positions.tolist())
+    return found
+
+
+def kept_positions(dim: Expr, cut: Mapping[Atom, np.ndarray]) -> np.ndarray | None:
+    """Return the positions of ``dim`` that stay (int64), or None where all do."""
+    if not any(leaf in cut for leaf in axes.leaves(dim)):
+        return None
+    stays = np.ones(dim.size, dtype=bool)
+    for leaf, index in axes.members(dim):
+        if leaf in cut:
+            alive = np.zeros(leaf.size + 1, dtype=bool)
+            alive[cut[leaf]] = True
+            alive[-1] = True  # index -1: no say
+            stays &= alive[index]
+    return np.flatnonzero(stays)

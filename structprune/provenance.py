@@ -1,0 +1,282 @@
+"""Where an integer came from: the size of an axis, an attribute of a module, a literal, or arithmetic on those.
+
+While a model is traced, `x.shape` and module attributes hand out `TracedInt`: an int in every respect, that remembers the
+expression behind its value. What the code then demands of its integers (a view size, a slice bound, a group count, a
+comparison, a number used as a value) is written into a `Ledger`, and decided once the whole network has been seen.
+An integer that arrives without a trace counts as a literal, which is always safe.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from structprune.axes import Atom, Expr, size_under
+
+__all__ = ["Attribute", "Comparison", "Equation", "Ledger", "Literal", "Node", "Operation", "Size", "TracedInt", "node_of", "user_line"]
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def user_line() -> str:
+    """Return ``file.py:12`` of the innermost frame that belongs neither to torch nor to structprune."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not (name.startswith(_HERE) or _is_library(name)):
+            return f"{os.path.basename(name)}:{frame.f_lineno}"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return ""
+
+
+def _is_library(name: str) -> bool:
+    return name.startswith("<") or f"{os.sep}torch{os.sep}" in name or f"{os.sep}contextlib.py" in name
+
+
+class Node:
+    """An integer expression."""
+
+    __slots__ = ()
+
+    def value(self, counts: Mapping[Atom, int], attributes: Mapping[Attribute, Expr]) -> int:
+        """Return the number when atoms keep ``counts`` and attributes follow the sizes of ``attributes``."""
+        raise AssertionError("abstract")
+
+    def leaves(self) -> Iterator[Node]:
+        """Yield the sizes, attributes and literals the expression is made of."""
+        yield self
+
+
+@dataclass(frozen=True, slots=True)
+class Literal(Node):
+    """A number written in the code, or one that reached torch without a trace."""
+
+    number: int
+
+    def value(self, counts: Mapping[Atom, int], attributes: Mapping[Attribute, Expr]) -> int:
+        return self.number
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Size(Node):
+    """The size of a dimension, as `x.shape` gives it."""
+
+    expr: Expr
+
+    def value(self, counts: Mapping[Atom, int], attributes: Mapping[Attribute, Expr]) -> int:
+        return size_under(self.expr, counts)
+
+    def __str__(self) -> str:
+        return f"size({self.expr.size})"
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute(Node):
+    """The integer at ``path`` below a module: attribute name, then indices, keys or further attributes."""
+
+    module: str
+    path: tuple[str | int, ...]
+    number: int
+
+    def value(self, counts: Mapping[Atom, int], attributes: Mapping[Attribute, Expr]) -> int:
+        expr = attributes.get(self)
+        return self.number if expr is None else size_under(expr, counts)
+
+    def __str__(self) -> str:
+        steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path)
+        return (self.module + steps).lstrip(".")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation(Node):
+    """Arithmetic on integer expressions."""
+
+    symbol: str
+    function: Callable[..., int]
+    operands: tuple[Node, ...]
+
+    def value(self, counts: Mapping[Atom, int], attributes: Mapping[Attribute, Expr]) -> int:
+        return self.function(*(operand.value(counts, attributes) for operand in self.operands))
+
+    def leaves(self) -> Iterator[Node]:
+        for operand in self.operands:
+            yield from operand.leaves()
+
+    def __str__(self) -> str:
+        if len(self.operands) == 1:
+            return f"{self.symbol}({self.operands[0]})"
+        return f"({self.operands[0]} {self.symbol} {self.operands[1]})"
+
+
+def ceil_div(size: Node, parts: int) -> Node:
+    """Return the node of the size of each piece when ``size`` is chunked into ``parts``."""
+    return Operation("/^", lambda a, b: -(-a // b), (size, Literal(parts)))
+
+
+def negative(node: Node) -> Node:
+    """Return the node of ``-node``."""
+    return Operation("-", operator.neg, (node,))
+
+
+def times(a: Node, b: Node) -> Node:
+    """Return the node of ``a * b``."""
+    return Operation("*", operator.mul, (a, b))
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """What must hold after a cut: ``left`` and ``right`` are the same number, because of ``what`` at ``where``."""
+
+    left: Node
+    right: Node
+    what: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A comparison in the user's code whose truth must not change."""
+
+    function: Callable[[int, int], bool]
+    symbol: str
+    left: Node
+    right: Node
+    truth: bool
+    where: str
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Everything the code demanded of its integers during one trace."""
+
+    equations: list[Equation] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    open: bool = True
+
+    def equate(self, expr: Expr, node: Node, what: str) -> None:
+        """Demand that dimension ``expr`` has as many positions as ``node`` says."""
+        self.equations.append(Equation(Size(expr), node, what, user_line()))
+
+    def number(self, value: TracedInt) -> None:
+        """Note that ``value`` was used as a number, not as a size: it must not change."""
+        if self.open:
+            self.equations.append(Equation(Literal(int(value)), value.node, "a use as a number", user_line()))
+
+    def compare(self, function: Any, symbol: str, left: TracedInt, right: int) -> bool:
+        truth = bool(function(int(left), int(right)))
+        if self.open:
+            self.comparisons.append(Comparison(function, symbol, left.node, node_of(right), truth, user_line()))
+        return truth
+
+
+def node_of(value: int) -> Node:
+    """Return the expression behind ``value``; a plain int is a literal."""
+    return value.node if isinstance(value, TracedInt) else Literal(int(value))
+
+
+class TracedInt(int):
+    """An int that remembers where it came from. Hashes, prints and counts as the int it is."""
+
+    node: Node
+    ledger: Ledger
+
+    def __new__(cls, value: int, node: Node, ledger: Ledger) -> TracedInt:
+        self = super().__new__(cls, value)
+        self.node = node
+        self.ledger = ledger
+        return self
+
+    def __hash__(self) -> int:
+        return int.__hash__(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (int, (int(self),))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedInt:
+        return self
+
+    def __copy__(self) -> TracedInt:
+        return self
+
+    def __neg__(self) -> TracedInt:  # type: ignore[override]
+        return TracedInt(-int(self), negative(self.node), self.ledger)
+
+    def __pos__(self) -> TracedInt:  # type: ignore[override]
+        return self
+
+    def __float__(self) -> float:
+        self.ledger.number(self)
+        return float(int(self))
+
+    def __truediv__(self, other: Any) -> Any:
+        return _as_number(operator.truediv, self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return _as_number(operator.truediv, other, self)
+
+    def __pow__(self, other: Any, mod: Any = None) -> Any:
+        if mod is None and type(other) is int and other >= 0:
+            return _arithmetic("**", operator.pow, self, other)
+        return _as_number(operator.pow, self, other)
+
+    def __rpow__(self, other: Any, mod: Any = None) -> Any:
+        return _as_number(operator.pow, other, self)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+
+def _as_number(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    plain = []
+    for operand in (left, right):
+        if isinstance(operand, TracedInt):
+            operand.ledger.number(operand)
+            operand = int(operand)
+        elif not isinstance(operand, int | float | complex):
+            return NotImplemented
+        plain.append(operand)
+    return function(*plain)
+
+
+def _arithmetic(symbol: str, function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    if not (isinstance(left, int) and isinstance(right, int)):
+        if isinstance(left, float) or isinstance(right, float):
+            return _as_number(function, left, right)
+        return NotImplemented
+    ledger = left.ledger if isinstance(left, TracedInt) else right.ledger  # type: ignore[attr-defined]
+    node = Operation(symbol, function, (node_of(left), node_of(right)))
+    return TracedInt(function(int(left), int(right)), node, ledger)
+
+
+def _install(symbol: str, name: str, function: Callable[[Any, Any], Any]) -> None:
+    setattr(TracedInt, f"__{name}__", lambda self, other: _arithmetic(symbol, function, self, other))
+    setattr(TracedInt, f"__r{name}__", lambda self, other: _arithmetic(symbol, function, other, self))
+
+
+def _install_comparison(symbol: str, name: str, function: Callable[[Any, Any], bool]) -> None:
+    def compare(self: TracedInt, other: Any) -> Any:
+        if isinstance(other, int) and not isinstance(other, bool):
+            return self.ledger.compare(function, symbol, self, other)
+        if isinstance(other, float):
+            self.ledger.number(self)
+            return function(int(self), other)
+        return NotImplemented
+
+    setattr(TracedInt, f"__{name}__", compare)
+
+
+_FLOOR = {"+": ("add", operator.add), "-": ("sub", operator.sub), "*": ("mul", operator.mul)}
+_FLOOR |= {"//": ("floordiv", operator.floordiv), "%": ("mod", operator.mod)}
+for _symbol, (_name, _function) in _FLOOR.items():
+    _install(_symbol, _name, _function)
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    _install_comparison(_name, _name, getattr(operator, _name))

@@ -1,0 +1,39 @@
+"""One rule per operation: how axes flow through it. One file per family; `rule` registers one."""
+
+from structprune.rules import (
+    attention,
+    contractions,
+    factories,
+    joins,
+    lookups,
+    norms,
+    pointwise,
+    reductions,
+    spatial,
+    views,
+)
+from structprune.rules.context import Call, Context, FunctionCall, Site, Uncovered
+from structprune.rules.registry import function_rule, known_rules, lookup, lookup_function, rule
+
+__all__ = [
+    "Call",
+    "Context",
+    "FunctionCall",
+    "Site",
+    "Uncovered",
+    "attention",
+    "contractions",
+    "factories",
+    "function_rule",
+    "joins",
+    "known_rules",
+    "lookup",
+    "lookup_function",
+    "lookups",
+    "norms",
+    "pointwise",
+    "reductions",
+    "rule",
+    "spatial",
+    "views",
+]

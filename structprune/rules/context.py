@@ -1,0 +1,229 @@
+"""What a rule sees of the operation it judges, and what a trace collects from the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from structprune import axes
+from structprune.axes import Const, Expr, Frozen, Why
+from structprune.provenance import Ledger, Literal, Node, TracedInt, node_of, user_line
+
+__all__ = ["Call", "Context", "Dims", "FunctionCall", "Site", "Uncovered"]
+
+Dims = tuple[Expr, ...]
+
+
+class Uncovered(Exception):
+    """A rule does not cover the form an operation was called in; what it touches is frozen with this reason."""
+
+
+@dataclass(slots=True)
+class FunctionCall:
+    """The call of torch's Python interface that is under way, with the integers the user gave it."""
+
+    name: str
+    ints: list[int]
+    used: set[int] = field(default_factory=set)
+    traced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An operation that reads across a dimension: where removed positions must not be listened to.
+
+    ``kind`` is ``"zero"`` for contractions (removed positions count as zero) and ``"kept"`` for statistics, which are
+    taken over the kept positions; ``integers`` are the arguments that state a size.
+    """
+
+    index: int
+    operation: str
+    where: str
+    layer: str
+    kind: str
+    arguments: Mapping[str, Dims]
+    reduced: Dims
+    outputs: tuple[Dims, ...] = ()
+    integers: Mapping[str, Expr | tuple[Expr, ...]] = field(default_factory=dict)
+    changes: str = ""
+
+
+@dataclass(slots=True)
+class Context:
+    """The state of one trace: dimensions of tensors, demands on integers, costs, sites."""
+
+    dims: MutableMapping[Any, Dims]
+    ledger: Ledger = field(default_factory=Ledger)
+    function: FunctionCall | None = None
+    index: int = 0
+    layer: str = ""
+    produced: list[Expr] = field(default_factory=list)
+    consumed: list[Expr] = field(default_factory=list)
+    roles: dict[int, str] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    costs: list[tuple[str, str, tuple[Expr, ...]]] = field(default_factory=list)
+    foreign: set[str] = field(default_factory=set)
+    live: MutableMapping[Any, Any] = field(default_factory=dict)
+
+
+class Call:
+    """One operation: arguments by name, dimensions of its tensors, and the verbs of the axis algebra."""
+
+    __slots__ = ("arguments", "context", "name", "out")
+
+    def __init__(self, context: Context, name: str, arguments: dict[str, Any], out: Any) -> None:
+        self.context = context
+        self.name = name
+        self.arguments = arguments
+        self.out = out
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the argument ``name``, or ``default`` where the operation has none."""
+        value = self.arguments.get(name, default)
+        return default if value is None else value
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return every tensor argument, those inside lists included."""
+        return list(iter_tensors(self.arguments.values()))
+
+    # -- dimensions ----------------------------------------------------------------------------------------------
+
+    def dims(self, tensor: torch.Tensor) -> Dims:
+        """Return the expressions of ``tensor``; one that the trace has not seen is made of constants."""
+        known = self.context.dims.get(tensor)
+        return constants(tensor) if known is None else known
+
+    def set(self, tensor: Any, dims: Sequence[Expr]) -> None:
+        """Give ``tensor`` its dimensions; None (an output that is not there) is passed over."""
+        if not isinstance(tensor, torch.Tensor):
+            return
+        sizes = [dim.size for dim in dims]
+        if sizes != list(tensor.shape):
+            raise AssertionError(f"the rule of {self.name} gives {sizes} for a tensor of shape {list(tensor.shape)}")
+        self.context.dims[tensor] = tuple(dims)
+
+    def why(self, reason: str) -> Why:
+        """Return a reason that looks up the user's line when it is needed."""
+        return lambda: Frozen(reason, user_line())
+
+    def unify(self, a: Expr, b: Expr, reason: str | None = None) -> None:
+        """Make two dimensions keep the same positions."""
+        if a is not b:
+            axes.unify(a, b, self.why(reason or f"{self.name} joins dimensions of different structure"))
+
+    def freeze(self, expr: Expr, reason: str) -> None:
+        """Freeze a dimension, naming the user's line."""
+        if free(expr):
+            axes.freeze(expr, Frozen(reason, user_line()))
+
+    def freeze_all(self, reason: str) -> None:
+        """Freeze everything the operation reads, and call what it returns constant."""
+        for tensor in self.tensors():
+            for dim in self.dims(tensor):
+                self.freeze(dim, reason)
+        for tensor in iter_tensors([self.out]):
+            if tensor not in self.context.dims:
+                self.set(tensor, constants(tensor))
+
+    # -- integers ------------------------------------------------------------------------------------------------
+
+    def nodes(self, values: Sequence[int]) -> list[Node | None]:
+        """Return where each size came from: the user's expression, a literal, or None where torch derived it."""
+        call = self.context.function
+        if call is None:
+            return [Literal(int(value)) for value in values]
+        start = _match(call.ints, values)
+        if start is not None:
+            found = range(start, start + len(values))
+            call.used.update(found)
+            return [None if int(call.ints[i]) == -1 else node_of(call.ints[i]) for i in found]
+        return [self.node(value) for value in values]
+
+    def node(self, value: int) -> Node | None:
+        """Return where one integer came from; a traced one wins where several have the same value."""
+        call = self.context.function
+        if call is None:
+            return Literal(int(value))
+        same = [i for i, given in enumerate(call.ints) if int(given) == int(value)]
+        traced = [i for i in same if isinstance(call.ints[i], TracedInt)]
+        call.used.update(traced)
+        return node_of(call.ints[(traced or same)[0]]) if same else None
+
+    def equate(self, expr: Expr, node: Node | None, what: str) -> None:
+        """Demand that ``expr`` always has the size that the code asks for; None demands nothing."""
+        if node is None or (isinstance(node, Literal) and not free(expr)):
+            return
+        self.context.ledger.equate(expr, node, what)
+
+    # -- what the operation means ----------------------------------------------------------------------------------
+
+    def role(self, expr: Expr, role: str) -> None:
+        """Note that a weight's dimension is one its layer produces (``out``) or contracts away (``in``)."""
+        self.context.roles.setdefault(id(expr), role)
+        (self.context.produced if role == "out" else self.context.consumed).append(expr)
+
+    def contract(self, arguments: Mapping[str, Dims], reduced: Sequence[Expr]) -> None:
+        """Note a contraction over ``reduced``: positions removed there count as zero."""
+        self.context.consumed.extend(reduced)
+        self._site("zero", arguments, tuple(reduced))
+
+    def statistic(self, changes: str, arguments: Mapping[str, Dims], reduced: Sequence[Expr], **more: Any) -> None:
+        """Note a statistic over ``reduced``; ``changes`` says what a cut changes there (empty: nothing)."""
+        self.context.consumed.extend(reduced)
+        self._site("kept", arguments, tuple(reduced), changes=changes, **more)
+
+    def _site(self, kind: str, arguments: Mapping[str, Dims], reduced: Dims, **more: Any) -> None:
+        if any(free(expr) for expr in reduced):
+            context = self.context
+            outputs = tuple(context.dims.get(tensor, ()) for tensor in iter_tensors([self.out]))
+            where = user_line() if more.get("changes") else ""
+            context.sites.append(
+                Site(context.index, self.name, where, context.layer, kind, arguments, reduced, outputs, **more)
+            )
+
+    def weight(self, *names: str) -> str | None:
+        """Return which of two operands is the layer's weight: the one that no input reaches, the last if both are such."""
+        still = [name for name in names if self[name] not in self.context.live]
+        return still[-1] if still else None
+
+    def macs(self, *factors: Expr) -> None:
+        """Note multiply-accumulates: the product of the sizes of ``factors``."""
+        self.context.costs.append((self.context.layer, self.name, factors))
+
+
+def free(expr: Expr) -> bool:
+    """Return whether any atom of ``expr`` may still be cut."""
+    if isinstance(expr, Const):
+        return False
+    return any(leaf.frozen is None for leaf in axes.leaves(expr))
+
+
+def constants(tensor: torch.Tensor) -> Dims:
+    """Return dimensions that never change, one for each of ``tensor``'s."""
+    return tuple(Const(size) for size in tensor.shape)
+
+
+def iter_tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
+    """Yield the tensors in ``values`` and in lists and tuples inside."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from iter_tensors(value)
+
+
+def _match(given: Sequence[int], wanted: Sequence[int]) -> int | None:
+    """Return where ``wanted`` stands in ``given`` as a run; -1 on either side matches any number."""
+    length = len(wanted)
+    plain_given, plain_wanted = [int(value) for value in given], [int(value) for value in wanted]
+    for start in range(len(given) - length + 1) if length else ():
+        run = plain_given[start : start + length]
+        if all(a == b or a == -1 or b == -1 for a, b in zip(run, plain_wanted, strict=True)):
+            return start
+    return None

@@ -1,0 +1,126 @@
+"""Products that contract a dimension away: matrix products and convolutions."""
+
+from __future__ import annotations
+
+from structprune import axes
+from structprune.axes import Const, Expr, product
+from structprune.rules.context import Call, Dims
+from structprune.rules.pointwise import broadcast
+from structprune.rules.registry import rule
+
+
+def _matrix_product(c: Call, left: str, right: str) -> tuple[Expr, ...]:
+    a, b = c.dims(c[left]), c.dims(c[right])
+    inner = a[-1]
+    other = b[-2] if len(b) > 1 else b[-1]
+    c.unify(inner, other)
+    batch = broadcast(c, [a[:-2], b[:-2]], max(len(a), len(b)) - 2) if len(a) > 2 else ()
+    rows = a[-2:-1]
+    columns = b[-1:] if len(b) > 1 else ()
+    weight = c.weight(left, right)
+    if weight is not None:
+        c.role(inner if weight == left else other, "in")
+        for dim in rows if weight == left else columns:
+            c.role(dim, "out")
+    c.macs(*batch, *rows, *columns, inner)
+    return (*batch, *rows, *columns)
+
+
+def _mark(c: Call, left: str, right: str) -> None:
+    a, b = c.dims(c[left]), c.dims(c[right])
+    c.contract({left: a, right: b}, [a[-1]])
+
+
+@rule("mm", "mv", "dot", "bmm", "vdot", "_scaled_mm")
+def matrix_product(c: Call) -> None:
+    """[n, m], [m, p] -> [n, p]; in batches; or with vectors."""
+    left, right = [name for name, value in c.arguments.items() if hasattr(value, "shape")][:2]
+    c.set(c.out, _matrix_product(c, left, right))
+    _mark(c, left, right)
+
+
+@rule("addmm", "baddbmm", "addmv", "addbmm", "_addmm_activation")
+def biased_matrix_product(c: Call) -> None:
+    """[p], [n, m], [m, p] -> [n, p]."""
+    _, left, right = [name for name, value in c.arguments.items() if hasattr(value, "shape")][:3]
+    dims = _matrix_product(c, left, right)
+    if c.name.startswith("addbmm"):
+        dims = dims[1:]
+    c.set(c.out, broadcast(c, [dims, c.dims(c["self"])], len(dims)))
+    _mark(c, left, right)
+
+
+@rule("addr", "outer", "ger")
+def outer_product(c: Call) -> None:
+    """[n], [m] -> [n, m]."""
+    a, b = (c.dims(tensor) for tensor in c.tensors()[-2:])
+    c.set(c.out, (a[0], b[0]))
+
+
+@rule("linear")
+def linear(c: Call) -> None:
+    """[..., i], [o, i], [o] -> [..., o]."""
+    x, weight = c.dims(c["input"]), c.dims(c["weight"])
+    c.unify(x[-1], weight[-1])
+    c.role(weight[-1], "in")
+    if len(weight) > 1:
+        c.role(weight[0], "out")
+    if c.get("bias") is not None and len(weight) > 1:
+        c.unify(weight[0], c.dims(c["bias"])[-1])
+    c.macs(*x[:-1], *weight)
+    c.set(c.out, (*x[:-1], *weight[:-1]))
+    c.contract({"input": x, "weight": weight}, [x[-1]])
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution", "thnn_conv2d", "slow_conv3d")
+def convolution(c: Call) -> None:
+    """[b, [g i], ...], [[g o], i, ...] -> [b, [g o], ...]; transposed: the weight is [[g i], o, ...]."""
+    x, weight = c.dims(c["input"]), c.dims(c["weight"])
+    groups = c.get("groups", 1)
+    for dim in x[2:]:
+        c.freeze(dim, "a convolution slides along this dimension")
+    for dim in weight[2:]:
+        c.freeze(dim, "the kernel's extent")
+    inner, produced = (_transposed if c.get("transposed", False) else _plain)(c, x[1], weight, groups)
+    if c.get("bias") is not None:
+        c.unify(produced, c.dims(c["bias"])[0])
+    out = (x[0], produced, *(Const(size) for size in c.out.shape[2:]))
+    kernel = [Const(size) for size in c["weight"].shape[2:]]
+    places = x[2:] if c.get("transposed", False) else out[2:]
+    c.macs(x[0], produced, *places, inner, *kernel)
+    c.set(c.out, out)
+    c.contract({"input": x}, [x[1]])
+
+
+def _grouped(c: Call, dim: Expr, groups: int) -> tuple[Expr, Expr]:
+    return axes.factor(dim, groups, c.why("the groups of a convolution cut across the structure of its channels"))
+
+
+def _tie_groups(c: Call, group: Expr, groups: int) -> None:
+    if groups > 1:
+        c.equate(group, c.node(groups), "the groups of a convolution")
+
+
+def _plain(c: Call, channels: Expr, weight: Dims, groups: int) -> tuple[Expr, Expr]:
+    c.role(weight[1] if groups == 1 or weight[1].size > 1 else weight[0], "in" if weight[1].size > 1 else "affine")
+    c.role(weight[0], "out")
+    if groups == 1:
+        c.unify(channels, weight[1])
+        return weight[1], weight[0]
+    lead, inner = _grouped(c, channels, groups)
+    mine, _ = _grouped(c, weight[0], groups)
+    c.unify(lead, mine)
+    c.unify(inner, weight[1])
+    _tie_groups(c, lead, groups)
+    return weight[1], weight[0]
+
+
+def _transposed(c: Call, channels: Expr, weight: Dims, groups: int) -> tuple[Expr, Expr]:
+    c.role(weight[0], "in")
+    c.role(weight[1], "out")
+    c.unify(channels, weight[0])
+    if groups == 1:
+        return channels, weight[1]
+    lead, inner = _grouped(c, channels, groups)
+    _tie_groups(c, lead, groups)
+    return inner, product((lead, weight[1]))

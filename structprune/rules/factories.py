@@ -1,0 +1,38 @@
+"""Tensors made from nothing: as long as the code asks for."""
+
+from __future__ import annotations
+
+from structprune.axes import Const, Expr
+from structprune.provenance import Literal, Size
+from structprune.rules.context import Call
+from structprune.rules.registry import rule
+from structprune.rules.views import repeated
+
+
+@rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full", "empty_strided", "new_empty_strided", "empty_permuted")
+def filled(c: Call) -> None:
+    """-> [n]: every position holds the same, so a size taken from an axis makes it that axis."""
+    sizes = list(c["size"])
+    nodes = c.nodes(sizes)
+    if all(node is None or isinstance(node, Literal) for node in nodes):
+        c.set(c.out, [Const(size) for size in sizes])
+        return
+    out: list[Expr] = [repeated(c, size, node) for size, node in zip(sizes, nodes, strict=True)]
+    c.set(c.out, out)
+
+
+@rule("arange", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices", "hann_window", "scalar_tensor", "randint", "range", "kaiser_window", "hamming_window", "blackman_window")
+def counted(c: Call) -> None:
+    """-> [n]: every position holds its own number, so a size taken from an axis freezes that axis."""
+    function = c.context.function
+    for position, value in enumerate(function.ints if function else ()):
+        node = getattr(value, "node", None)
+        if node is None:
+            continue
+        assert function is not None
+        function.used.add(position)
+        for leaf in node.leaves():
+            if isinstance(leaf, Size):
+                c.freeze(leaf.expr, f"{c.name} numbers its positions")
+        c.equate(Const(int(value)), node, f"{c.name}")
+    c.set(c.out, [Const(size) for size in c.out.shape])

@@ -1,0 +1,426 @@
+"""One run of a model without arithmetic: every tensor dimension gets an axis expression.
+
+A dispatch mode sees every ATen operation and asks its rule how axes flow; a function mode above it hands out integers that
+remember where they came from. The run uses meta tensors, which hold no memory; where a model needs devices it uses fake
+tensors, and where it reads values the real ones. This is the only file that knows dispatch modes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from structprune import axes
+from structprune.axes import Const, Expr, Frozen
+from structprune.clone import structural_clone
+from structprune.errors import TraceError
+from structprune.inputs import map_tensors, normalize_inputs, tensors_in
+from structprune.provenance import Size, TracedInt
+from structprune.rules import Call, Context, FunctionCall, Uncovered, lookup, lookup_function
+from structprune.rules.context import Dims, constants, free, iter_tensors
+
+__all__ = ["Record", "Run", "Tracer", "run_traced"]
+
+_INPUT = Frozen("model input")
+_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+_COSTED = frozenset(("mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear"))
+_FASTPATH = threading.RLock()
+
+
+class IdentityMap(MutableMapping[Any, Dims]):
+    """Dimensions by tensor identity; keeps the tensors, which on the meta device costs nothing."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, tuple[torch.Tensor, Dims]] = {}
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        found = self._items.get(id(key))
+        return default if found is None else found[1]
+
+    def __getitem__(self, key: Any) -> Dims:
+        return self._items[id(key)][1]
+
+    def __setitem__(self, key: Any, value: Dims) -> None:
+        self._items[id(key)] = (key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        del self._items[id(key)]
+
+    def __contains__(self, key: object) -> bool:
+        return id(key) in self._items
+
+    def __iter__(self) -> Iterator[Any]:
+        return (tensor for tensor, _ in self._items.values())
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One operation as it ran: its layer, and the storages it read and wrote with the written dimensions."""
+
+    layer: str
+    operation: str
+    reads: tuple[int, ...]
+    writes: tuple[tuple[int, Dims, int], ...]
+
+
+@dataclass(slots=True)
+class Run:
+    """What one traced run found out."""
+
+    context: Context
+    named: dict[str, Dims]
+    outputs: tuple[Dims, ...]
+    records: list[Record]
+    kind: str
+    kept: list[Any] = field(default_factory=list)
+
+
+class Tracer:
+    """Judges operations as they pass; ``kind`` is ``"meta"``, ``"fake"`` or ``"real"``."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        dims: MutableMapping[Any, Dims] = IdentityMap() if kind == "meta" else WeakTensorKeyDictionary()
+        self.context = Context(dims, live=IdentityMap() if kind == "meta" else WeakTensorKeyDictionary())
+        self.records: list[Record] = []
+        self.muted = False
+        self._known: dict[Any, tuple[Any, str, tuple[str, ...], dict[str, Any], bool]] = {}
+
+    # -- operations ----------------------------------------------------------------------------------------------
+
+    def dispatch(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.kind == "meta":
+            args, kwargs = _on_meta(operation, args, kwargs)
+        if self.muted:
+            return operation(*args, **kwargs)
+        out = self.execute(operation, args, kwargs)
+        rule, name, names, defaults, costed = self._known.get(operation) or self._learn(operation)
+        context = self.context
+        if costed or self._concerns(args, kwargs):
+            arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+            self.judge(rule, Call(context, name, arguments, out))
+        self._passed(name, args, kwargs, out)
+        return out
+
+    def execute(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operation; a replay puts its masks here."""
+        return operation(*args, **kwargs)
+
+    def judge(self, rule: Any, call: Call) -> None:
+        if rule is None:
+            self.context.foreign.add(call.name)
+            call.freeze_all(f"no rule for the operation {call.name}")
+            return
+        try:
+            rule(call)
+        except Uncovered as reason:
+            call.freeze_all(str(reason))
+
+    def _learn(self, operation: Any) -> tuple[Any, str, tuple[str, ...], dict[str, Any], bool]:
+        schema = operation._schema
+        namespace, _, name = schema.name.partition("::")
+        name = name.rstrip("_") if namespace in ("aten", "prims") else schema.name
+        names = tuple(argument.name for argument in schema.arguments)
+        defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        known = (lookup(operation), name, names, defaults, name in _COSTED)
+        self._known[operation] = known
+        return known
+
+    def _concerns(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether anything the operation reads may be cut; constants in, constants out."""
+        if self.context.function is not None and self.context.function.traced:
+            return True
+        dims = self.context.dims
+        for tensor in iter_tensors((args, list(kwargs.values()))):
+            known = dims.get(tensor)
+            if known is not None and not all(isinstance(dim, Const) for dim in known):
+                return True
+        return False
+
+    def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        live = self.context.live
+        if any(tensor in live for tensor in iter_tensors((args, list(kwargs.values())))):
+            for tensor in iter_tensors((out,)):
+                live[tensor] = ()
+        if self.kind == "meta":
+            self._record(name, args, out)
+        self.context.index += 1
+
+    def _record(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        reads = tuple(tensor.untyped_storage()._cdata for tensor in iter_tensors(args))
+        dims = self.context.dims
+        writes = tuple(
+            (tensor.untyped_storage()._cdata, dims.get(tensor) or constants(tensor), tensor.element_size())
+            for tensor in iter_tensors((out,))
+        )
+        self.records.append(Record(self.context.layer, name, reads, writes))
+        for tensor in iter_tensors((out,)):
+            if tensor not in dims:
+                dims[tensor] = constants(tensor)
+
+    # -- functions -----------------------------------------------------------------------------------------------
+
+    def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = getattr(function, "__name__", "")
+        if name == "__get__":
+            return self.shape(args[0]) if function == _SHAPE else function(*args, **kwargs)
+        if name in ("size", "numel", "nelement", "__len__") and isinstance(args[0], torch.Tensor):
+            return self._sizes(name, function, args, kwargs)
+        call = FunctionCall(name, [])
+        _collect(call, args)
+        _collect(call, tuple(kwargs.values()))
+        outer, self.context.function = self.context.function, call
+        try:
+            found = lookup_function(function)
+            out = function(*args, **kwargs) if found is None else self._as_one(found, name, function, args, kwargs)
+        finally:
+            self.context.function = outer
+        if call.traced:
+            for position, value in enumerate(call.ints):
+                if isinstance(value, TracedInt) and position not in call.used:
+                    self.context.ledger.number(value)
+        return out
+
+    def _as_one(self, found: Any, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rule, parameters = found
+        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        self.muted = True
+        try:
+            out = self.execute(function, args, kwargs)
+        finally:
+            self.muted = False
+        self.judge(rule, Call(self.context, name, arguments, out))
+        self._passed(name, args, kwargs, out)
+        return out
+
+    def shape(self, tensor: torch.Tensor) -> torch.Size:
+        dims = self.context.dims.get(tensor)
+        plain = _SHAPE(tensor)
+        if dims is None or all(isinstance(dim, Const) for dim in dims):
+            return plain  # type: ignore[no-any-return]
+        return torch.Size([self._traced(size, dim) for size, dim in zip(plain, dims, strict=True)])
+
+    def _traced(self, size: int, dim: Expr) -> int:
+        return TracedInt(size, Size(dim), self.context.ledger) if free(dim) else size
+
+    def _sizes(self, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        shape = self.shape(args[0])
+        chosen = args[1] if len(args) > 1 else kwargs.get("dim")
+        if name == "size":
+            return shape if chosen is None else shape[int(chosen)]
+        if name == "__len__":
+            return function(*args, **kwargs)
+        count: int = 1
+        for size in shape:
+            count = count * size
+        return count
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        return self.tracer.dispatch(func, args, kwargs or {})
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        return self.tracer.function(func, args, kwargs or {})
+
+
+def _collect(call: FunctionCall, values: Any) -> None:
+    for value in values:
+        kind = type(value)
+        if kind is TracedInt:
+            call.traced = True
+            call.ints.append(value)
+        elif kind is int:
+            call.ints.append(value)
+        elif kind in (tuple, list, torch.Size):
+            _collect(call, value)
+        elif kind is slice:
+            _collect(call, (value.start, value.stop, value.step))
+
+
+def _on_meta(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Move what an operation creates, or what was created outside the trace, to the meta device."""
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    tensors = list(iter_tensors((args, list(kwargs.values()))))
+    if not tensors and "device" not in kwargs and any(a.name == "device" for a in operation._schema.arguments):
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    if any(not tensor.is_meta and tensor.ndim for tensor in tensors):
+        args, kwargs = map_tensors((args, kwargs), lambda t: t.to("meta") if t.ndim else t)
+    return args, kwargs
+
+
+def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = None) -> Run:
+    """Return what a run of ``model`` says about its dimensions: on meta tensors if it can, else on fake or real ones."""
+    args, kwargs = normalize_inputs(example_inputs)
+    if tracer is not None:
+        return _run(model, args, kwargs, tracer)
+    first: Exception | None = None
+    for kind in ("meta", "fake", "real"):
+        if kind == "real" and any(p.is_meta for p in model.parameters()):
+            break
+        try:
+            return _run(model, args, kwargs, Tracer(kind))
+        except (AssertionError, axes.AxisError):
+            raise
+        except Exception as error:  # the public boundary around the user's forward: any error it can raise
+            first = error if first is None or kind == "real" else first
+    assert first is not None
+    raise TraceError(
+        f"the model's forward failed on the example inputs with {type(first).__name__}: {first}. "
+        "Check that model(*example_inputs) runs by itself in eval mode."
+    ) from first
+
+
+def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
+    replace, admit, mode = _SUBSTITUTES[tracer.kind]()
+    context = tracer.context
+    clone, tensors = structural_clone(model, replace, context.ledger)
+    named = {name: tuple(axes.atom(size) for size in tensor.shape) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        context.dims[tensor] = named[name]
+    args, kwargs = map_tensors((args, kwargs), admit)
+    for tensor in tensors_in((args, kwargs)):
+        context.dims[tensor] = tuple(Const(size, _INPUT) for size in tensor.shape)
+        context.live[tensor] = ()
+    clone.eval()
+    _follow_layers(clone, context)
+    with torch.no_grad(), mode, _transparent_functionals(), _random_state(tracer.kind), _Operations(tracer), _Functions(tracer):
+        result = clone(*args, **kwargs)
+    context.ledger.open = False
+    outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
+    kept = [result] if tracer.kind == "real" else []
+    return Run(context, named, outputs, tracer.records, tracer.kind, kept)
+
+
+def output_tensors(result: Any) -> list[torch.Tensor]:
+    """Return the tensors of a model's output, in any nest of lists, tuples, dicts, dataclasses or plain objects."""
+    found: list[torch.Tensor] = []
+    seen: set[int] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif id(value) not in seen and not isinstance(value, nn.Module):
+            seen.add(id(value))
+            for item in _inside(value):
+                walk(item)
+
+    walk(result)
+    return found
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _follow_layers(clone: nn.Module, context: Context) -> None:
+    for name, module in clone.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+
+        def enter(_module: Any, _args: Any, name: str = name) -> None:
+            stack.append(context.layer)
+            context.layer = name
+
+        def leave(_module: Any, _args: Any, _out: Any) -> None:
+            context.layer = stack.pop()
+
+        module._forward_pre_hooks[-1] = enter
+        module._forward_pre_hooks.move_to_end(-1, last=False)
+        module._forward_hooks[-1] = leave
+    stack: list[str] = []
+
+
+# -- what stands for the tensors of the model -----------------------------------------------------------------------
+
+
+def _as_parameter(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
+
+
+def _meta() -> tuple[Callable[..., Any], Callable[..., Any], Any]:
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+
+    return lambda tensor, _kind: _as_parameter(empty(tensor), tensor), empty, contextlib.nullcontext()
+
+
+def _fake() -> tuple[Callable[..., Any], Callable[..., Any], Any]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        return mode.from_tensor(tensor.detach())
+
+    return lambda tensor, _kind: _as_parameter(fake(tensor), tensor), fake, mode
+
+
+def _real() -> tuple[Callable[..., Any], Callable[..., Any], Any]:
+    def share(tensor: torch.Tensor, kind: str) -> torch.Tensor:
+        return _as_parameter(tensor.detach() if kind == "parameter" else tensor.detach().clone(), tensor)
+
+    return share, lambda tensor: tensor.detach().clone(), contextlib.nullcontext()
+
+
+_SUBSTITUTES = {"meta": _meta, "fake": _fake, "real": _real}
+
+
+@contextlib.contextmanager
+def _transparent_functionals() -> Iterator[None]:
+    """Let the Python bodies of torch.nn.functional run in the open, so that every view inside is seen with its integers.
+
+    Only this thread's trace runs meanwhile; attention's fused inference path, which hides its operations, is off.
+    """
+    functional = torch.nn.functional
+    names = [name for name in vars(functional) if name.startswith("has_torch_function")]
+    with _FASTPATH:
+        saved = {name: getattr(functional, name) for name in names}
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            for name in names:
+                setattr(functional, name, lambda *_: False)
+            yield
+        finally:
+            for name, function in saved.items():
+                setattr(functional, name, function)
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def _random_state(kind: str) -> Iterator[None]:
+    if kind != "real":
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
