@@ -12,13 +12,17 @@ from structprune.runtimes import eager as eager
 from structprune.runtimes import ort as ort
 from structprune.runtimes.environment import describe_environment
 from structprune.runtimes.flags import inference_mode, torch_threads
+from structprune.runtimes.measurement import Measurement, Ratio, ratio
 from structprune.runtimes.registry import TimedCall, prepare, register_runtime, runtime_names
 
 __all__ = [
+    "Measurement",
+    "Ratio",
     "TimedCall",
     "describe_environment",
     "inference_mode",
     "prepare",
+    "ratio",
     "register_runtime",
     "runtime_names",
     "torch_threads",

@@ -76,8 +76,12 @@ def convert(
     batch = batch_size(inputs)
     dims = tuple({0: "batch"} if t.ndim and t.shape[0] == batch else None for t in inputs)
     input_names = _input_names(model, args, kwargs)
-    with inference_mode(wrapper), _quiet():
-        output_names = _output_names(wrapper.call(*args, **kwargs), input_names)
+    with inference_mode(model), inference_mode(wrapper), _quiet():
+        try:
+            returned = wrapper.call(*args, **kwargs)
+        except Exception as error:
+            raise ExportError(f"{type(model).__name__}.forward fails on these inputs: {error}") from error
+        output_names = _output_names(returned, input_names)
         try:
             program = torch.onnx.export(
                 wrapper,
@@ -96,7 +100,13 @@ def convert(
     if program is None:
         raise ExportError(f"{type(model).__name__}: torch's ONNX exporter returned nothing")
     _tidy(program.model)
-    return Converted(program.model, inputs)
+    converted = Converted(program.model, inputs)
+    if opset not in (None, converted.opset):
+        raise ExportError(
+            f"{type(model).__name__}: {opset=} was asked for and torch's exporter could only give "
+            f"{converted.opset}; leave opset out, or ask for {converted.opset} or above"
+        )
+    return converted
 
 
 class _FlatModule(nn.Module):
@@ -136,7 +146,7 @@ def _unparametrize(module: nn.Module) -> None:
     module.__class__ = type(module).__bases__[0]
     del module.parametrizations
     for name, tensor in plain.items():
-        module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        setattr(module, name, nn.Parameter(tensor, requires_grad=False))  # recurrent layers listen to setattr
 
 
 def _input_names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
