@@ -84,7 +84,7 @@ def best(scores: NDArray[np.float64], count: int) -> tuple[int, ...]:
     (1, 2)
     """
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[:count]
-    return tuple(int(channel) for channel in np.sort(order))
+    return tuple(np.sort(order).tolist())
 
 
 def _listed(patterns: str | Iterable[str]) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ from structprune.importance.reductions import Reduction
 
 __all__ = ["GraphLike", "GroupLike", "GroupTensors", "MemberLike", "MemberTensor", "group_tensors"]
 
+_Index = NDArray[np.int64]
+_Facts = tuple[torch.Tensor, tuple[int, ...], torch.nn.Module | None, bool]
+
 
 class MemberLike(Protocol):
     @property
@@ -59,42 +62,60 @@ class GraphLike(Protocol):
 class MemberTensor:
     """One dim of one tensor that a group cuts."""
 
-    name: str  #: qualified name, as in `named_parameters()`
+    member: MemberLike
     tensor: torch.Tensor
-    dim: int
-    index: NDArray[np.int64]  #: [tensor.shape[dim]]: the channel at each position, -1 where there is none
-    role: (
-        str  #: "out" (the layer produces the channel), "in" (contracts it away), "affine" (scale, bias, ...)
-    )
     owner: torch.nn.Module | None  #: the module that holds the tensor
+    is_parameter: (
+        bool  #: True for what training adjusts; buffers and plain tensors have no say in a magnitude
+    )
 
     @property
-    def is_parameter(self) -> bool:
-        """True for what training adjusts; buffers and plain tensors have no say in a magnitude."""
-        return isinstance(self.tensor, torch.nn.Parameter) and (
-            self.tensor.is_floating_point() or self.tensor.is_complex()
-        )
+    def name(self) -> str:
+        """The tensor's qualified name, as in `named_parameters()`."""
+        return self.member.tensor
+
+    @property
+    def dim(self) -> int:
+        """The dim of the tensor that is cut."""
+        return self.member.dim
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """The channel at each position of that dim, -1 where there is none: int64 [tensor.shape[dim]]."""
+        return self.member.index
+
+    @property
+    def role(self) -> str:
+        """How the layer treats it: "out" (produces), "in" (contracts away), "affine" (scale, bias, ...)."""
+        return self.member.role
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the groups of one model share: each other, which dims of a tensor any of them cuts, results per
-    tensor.
-    """
+    """What the groups of one model share: each other, which dims of a tensor any of them cuts, results."""
 
-    dims: dict[str, tuple[int, ...]]
+    dims: dict[str, set[int]] = field(default_factory=dict)
     groups: list[GroupTensors] = field(default_factory=list)
     reduced: dict[tuple[object, str], dict[int, NDArray[np.float64]]] = field(default_factory=dict)
+    spoken: dict[int, tuple[_Index, _Index, _Index]] = field(default_factory=dict)
 
     def reduce(self, member: MemberTensor, reduction: Reduction) -> NDArray[np.float64]:
+        """The reduction of the member's tensor along its dim; the dims that others cut are done with it."""
         key = (reduction, member.name)
         if key not in self.reduced:
-            dims = self.dims[member.name]
+            dims = sorted(self.dims[member.name])
             vectors = reduction(member.tensor, dims)
             self.reduced[key] = {
                 dim: vector.detach().double().cpu().numpy() for dim, vector in zip(dims, vectors, strict=True)
             }
         return self.reduced[key][member.dim]
+
+    def positions(self, index: _Index) -> tuple[_Index, _Index]:
+        """Where the group has a say, and for which channel; done once for an array that members share."""
+        if id(index) not in self.spoken:
+            where = np.flatnonzero(index >= 0)
+            self.spoken[id(index)] = (where, index[where], index)  # held, so that its id stays its own
+        return self.spoken[id(index)][:2]
 
 
 @dataclass(frozen=True)
@@ -119,33 +140,30 @@ class GroupTensors:
     def total(
         self, reduction: Reduction, members: Iterable[MemberTensor] | None = None
     ) -> NDArray[np.float64]:
-        """The sum, per channel, of a tensor reduction over the members (default: the parameters): float64
-        [size].
-        """
-        index, values = self._gather(reduction, members)
-        return np.bincount(index, weights=values, minlength=self.size + 1)[1:].astype(np.float64, copy=False)
+        """The sum per channel of a reduction over the members (default: the parameters), float64 [size]."""
+        channels, values = self._gather(reduction, members)
+        return np.bincount(channels, weights=values, minlength=self.size).astype(np.float64, copy=False)
 
     def peak(
         self, reduction: Reduction, members: Iterable[MemberTensor] | None = None
     ) -> NDArray[np.float64]:
-        """The maximum, per channel, of a tensor reduction over the members (default: the parameters)."""
-        index, values = self._gather(reduction, members)
-        largest = np.zeros(self.size + 1, dtype=np.float64)
+        """The maximum per channel of a reduction over the members (default: the parameters)."""
+        channels, values = self._gather(reduction, members)
+        largest = np.zeros(self.size, dtype=np.float64)
         with np.errstate(invalid="ignore"):  # NaN stays NaN, and is reported with its tensor's name
-            np.maximum.at(largest, index, values)
-        return largest[1:]
+            np.maximum.at(largest, channels, values)
+        return largest
 
     def _gather(
         self, reduction: Reduction, members: Iterable[MemberTensor] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """All positions of all members in a row: channel + 1 (0 where the group has no say) and the value
-        there.
-        """
-        chosen = tuple(self.parameters if members is None else members)
-        if not chosen:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
-        index = np.concatenate([member.index for member in chosen]) + 1
-        return index, np.concatenate([self.shared.reduce(member, reduction) for member in chosen])
+        """All positions of all members at which the group has a say, in a row: the channel and the value."""
+        channels, values = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.float64)]
+        for member in self.parameters if members is None else members:
+            where, channel = self.shared.positions(member.index)
+            channels.append(channel)
+            values.append(self.shared.reduce(member, reduction)[where])
+        return np.concatenate(channels), np.concatenate(values)
 
 
 def group_tensors(
@@ -156,32 +174,51 @@ def group_tensors(
     Raises InputError where a tensor is missing, has another size than the graph knows, or lies on the meta
     device.
     """
-    free = [group for group in graph.groups if group.frozen is None]
     owners = dict(model.named_modules(remove_duplicate=False))
-    joined = [tuple(_join(member, tensors, owners) for member in group.members) for group in free]
-    dims: dict[str, set[int]] = {}
-    for member in (member for members in joined for member in members):
-        dims.setdefault(member.name, set()).add(member.dim)
-    shared = _Shared({name: tuple(sorted(found)) for name, found in dims.items()})
-    for group, members in zip(free, joined, strict=True):
-        shared.groups.append(GroupTensors(group.name, group.size, members, shared))
+    shared = _Shared()
+    facts: dict[str, _Facts] = {}
+    for group in graph.groups:
+        if group.frozen is None:
+            members = tuple(_join(member, tensors, owners, facts) for member in group.members)
+            shared.groups.append(GroupTensors(group.name, group.size, members, shared))
+            for member in group.members:
+                shared.dims.setdefault(member.tensor, set()).add(member.dim)
     return tuple(shared.groups)
 
 
-def _join(
-    member: MemberLike, tensors: Mapping[str, torch.Tensor], owners: Mapping[str, torch.nn.Module]
-) -> MemberTensor:
-    tensor = tensors.get(member.tensor)
+def _tensor(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    tensor = tensors.get(name)
     if tensor is None:
-        raise InputError(
-            f"the model has no tensor {member.tensor!r}: the graph was traced from another model"
-        )
-    if member.dim >= tensor.dim() or tensor.shape[member.dim] != len(member.index):
-        raise InputError(
-            f"{member.tensor!r} has shape {tuple(tensor.shape)}, but dim {member.dim} had size "
-            f"{len(member.index)} when the graph was traced: trace the model again"
-        )
+        raise InputError(f"the model has no tensor {name!r}: the graph was traced from another model")
     if tensor.is_meta:
-        raise InputError(f"{member.tensor!r} is on the meta device, without values: load the weights first")
-    owner = owners.get(member.tensor.rpartition(".")[0])
-    return MemberTensor(member.tensor, tensor, member.dim, member.index, member.role, owner)
+        raise InputError(f"{name!r} is on the meta device, without values: load the weights first")
+    return tensor
+
+
+def _is_parameter(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, torch.nn.Parameter) and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _join(
+    member: MemberLike,
+    tensors: Mapping[str, torch.Tensor],
+    owners: Mapping[str, torch.nn.Module],
+    facts: dict[str, _Facts],
+) -> MemberTensor:
+    """The member with its tensor; `facts` keeps what is known of each tensor, since it has many members."""
+    name = member.tensor
+    if name not in facts:
+        tensor = _tensor(name, tensors)
+        facts[name] = (
+            tensor,
+            tuple(tensor.shape),
+            owners.get(name.rpartition(".")[0]),
+            _is_parameter(tensor),
+        )
+    tensor, shape, owner, is_parameter = facts[name]
+    if member.dim >= len(shape) or shape[member.dim] != len(member.index):
+        raise InputError(
+            f"{name!r} has shape {shape}, but dim {member.dim} had size {len(member.index)} when the graph "
+            "was traced: trace the model again"
+        )
+    return MemberTensor(member, tensor, owner, is_parameter)

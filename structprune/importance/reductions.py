@@ -56,6 +56,8 @@ def _sums(
     values = tensor.detach()
     if values.is_complex():
         values = values.abs()
+    if values.dim() == 1:
+        return [term(values.double()) for _ in dims]
     split = _split_dim(values.shape)
     values = values.movedim(split, 0)
     rest = values.shape[1:]
