@@ -119,13 +119,13 @@ def _copy(module: nn.Module) -> nn.Module:
 def _absent(original: nn.Module, pruned: nn.Module) -> None:
     """Replace every number of `original` that `pruned` does not hold by NaN."""
     there = [t.detach().double().flatten() for _, t in tensors_of(pruned) if t.is_floating_point()]
-    values = torch.cat(there) if there else torch.empty(0, dtype=torch.float64)
+    values = torch.cat([*there, torch.tensor([math.inf], dtype=torch.float64)]).sort().values
     done: set[int] = set()
     with torch.no_grad():
         for _, tensor in tensors_of(original):
             if tensor.is_floating_point() and id(tensor) not in done:
                 done.add(id(tensor))
-                gone = ~torch.isin(tensor.detach(), values)
+                gone = values[torch.searchsorted(values, tensor.detach().contiguous())] != tensor
                 tensor.data = tensor.data.masked_fill(gone, math.nan)
 
 
