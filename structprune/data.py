@@ -160,7 +160,7 @@ def _idx_pair(folder: Path, images_name: str, labels_name: str) -> TensorDataset
 
 
 def _read_idx(folder: Path, name: str, dims: int) -> Tensor:
-    """The data of an idx file: two zero bytes, type 8 (uint8), number of dimensions, sizes, then the bytes."""
+    """The data of an idx file: two zero bytes, type 8 (uint8), number of dimensions, sizes, then bytes."""
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise InputError(f"neither {name} nor {name}.gz is in {folder}")
