@@ -79,8 +79,8 @@ def _groups(run: Run, settled: Settlement) -> tuple[ChannelGroup, ...]:
             expr = axes.normal(raw)
             if id(expr) not in known:
                 known[id(expr)] = (expr, axes.members(expr))
-            role = run.context.roles.get(id(raw), "affine")
-            for leaf, index in known[id(expr)][1]:
+            role = "kernel" if _is_kernel(expr) else run.context.roles.get(id(raw), "affine")
+            for leaf, index in known[id(expr)][1] if role != "kernel" else ():
                 found.setdefault(leaf, []).append(Member(name, number, index, role))
     names = _names(found)
     classes = settled.classes()
@@ -98,6 +98,10 @@ def _groups(run: Run, settled: Settlement) -> tuple[ChannelGroup, ...]:
         )
         for leaf, members in found.items()
     )
+
+
+def _is_kernel(expr: Expr) -> bool:
+    return isinstance(expr, Atom) and expr.frozen is axes.KERNEL
 
 
 def _names(found: dict[Atom, list[Member]]) -> dict[Atom, str]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = [
+    "KERNEL",
     "Atom",
     "AxisError",
     "Const",
@@ -53,6 +54,10 @@ class Frozen:
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.where})" if self.where else self.reason
+
+
+KERNEL = Frozen("the kernel's extent")
+"""The one reason that says: these positions are no channels at all, and need no mention."""
 
 
 class AxisError(ValueError):

@@ -33,6 +33,7 @@ __all__ = ["Record", "Run", "Tracer", "run_traced"]
 _INPUT = Frozen("model input")
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _COSTED = frozenset(("mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear"))
+_NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
 _FASTPATH = threading.RLock()
 
 
@@ -96,6 +97,7 @@ class Tracer:
         self.context = Context(dims, live=IdentityMap() if kind == "meta" else WeakTensorKeyDictionary())
         self.records: list[Record] = []
         self.muted = False
+        self.narrow = False  # whether a number that depends on the inputs was ever less exact than float64
         self._known: dict[Any, tuple[Any, str, tuple[str, ...], dict[str, Any], bool]] = {}
 
     # -- operations ----------------------------------------------------------------------------------------------
@@ -154,15 +156,15 @@ class Tracer:
         if any(tensor in live for tensor in iter_tensors((args, list(kwargs.values())))):
             for tensor in iter_tensors((out,)):
                 live[tensor] = ()
-        if self.kind == "meta":
-            self._record(name, args, out)
+                self.narrow |= tensor.dtype in _NARROW
+        self._record(name, args, out)
         self.context.index += 1
 
     def _record(self, name: str, args: tuple[Any, ...], out: Any) -> None:
-        reads = tuple(tensor.untyped_storage()._cdata for tensor in iter_tensors(args))
-        dims = self.context.dims
+        dims, place = self.context.dims, _place if self.kind == "meta" else id
+        reads = tuple(place(tensor) for tensor in iter_tensors(args))
         writes = tuple(
-            (tensor.untyped_storage()._cdata, dims.get(tensor) or constants(tensor), tensor.element_size())
+            (place(tensor), dims.get(tensor) or constants(tensor), tensor.element_size())
             for tensor in iter_tensors((out,))
         )
         self.records.append(Record(self.context.layer, name, reads, writes))
@@ -226,6 +228,10 @@ class Tracer:
         for size in shape:
             count = count * size
         return count
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
 
 
 class _Operations(TorchDispatchMode):

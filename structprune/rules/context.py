@@ -35,17 +35,18 @@ class FunctionCall:
 class Site:
     """An operation that reads across a dimension: where removed positions must not be listened to.
 
-    ``kind`` is ``"zero"`` for contractions (removed positions count as zero) and ``"kept"`` for statistics, which are
-    taken over the kept positions; ``integers`` are the arguments that state a size.
+    ``axes`` names, for a contraction, the dimension of each argument in which removed positions count as zero. A
+    statistic has none: it is taken over the kept positions of all arguments, and ``integers`` are those that state a size.
+    ``changes`` says what a cut changes about the result (empty: nothing).
     """
 
     index: int
     operation: str
     where: str
     layer: str
-    kind: str
     arguments: Mapping[str, Dims]
     reduced: Dims
+    axes: Mapping[str, int] = field(default_factory=dict)
     outputs: tuple[Dims, ...] = ()
     integers: Mapping[str, Expr | tuple[Expr, ...]] = field(default_factory=dict)
     changes: str = ""
@@ -168,24 +169,22 @@ class Call:
         self.context.roles.setdefault(id(expr), role)
         (self.context.produced if role == "out" else self.context.consumed).append(expr)
 
-    def contract(self, arguments: Mapping[str, Dims], reduced: Sequence[Expr]) -> None:
-        """Note a contraction over ``reduced``: positions removed there count as zero."""
+    def contract(self, reduced: Sequence[Expr], **axes: int) -> None:
+        """Note a contraction over ``reduced``; ``axes`` gives for each argument the dimension that is contracted."""
         self.context.consumed.extend(reduced)
-        self._site("zero", arguments, tuple(reduced))
+        self._site({name: self.dims(self[name]) for name in axes}, tuple(reduced), axes=axes)
 
     def statistic(self, changes: str, arguments: Mapping[str, Dims], reduced: Sequence[Expr], **more: Any) -> None:
         """Note a statistic over ``reduced``; ``changes`` says what a cut changes there (empty: nothing)."""
         self.context.consumed.extend(reduced)
-        self._site("kept", arguments, tuple(reduced), changes=changes, **more)
+        self._site(arguments, tuple(reduced), changes=changes, **more)
 
-    def _site(self, kind: str, arguments: Mapping[str, Dims], reduced: Dims, **more: Any) -> None:
+    def _site(self, arguments: Mapping[str, Dims], reduced: Dims, **more: Any) -> None:
         if any(free(expr) for expr in reduced):
             context = self.context
-            outputs = tuple(context.dims.get(tensor, ()) for tensor in iter_tensors([self.out]))
+            more["outputs"] = tuple(context.dims.get(tensor, ()) for tensor in iter_tensors([self.out]))
             where = user_line() if more.get("changes") else ""
-            context.sites.append(
-                Site(context.index, self.name, where, context.layer, kind, arguments, reduced, outputs, **more)
-            )
+            context.sites.append(Site(context.index, self.name, where, context.layer, arguments, reduced, **more))
 
     def weight(self, *names: str) -> str | None:
         """Return which of two operands is the layer's weight: the one that no input reaches, the last if both are such."""

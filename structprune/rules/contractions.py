@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from structprune import axes
-from structprune.axes import Const, Expr, product
+from structprune.axes import KERNEL, Const, Expr, product
 from structprune.rules.context import Call, Dims
 from structprune.rules.pointwise import broadcast
 from structprune.rules.registry import rule
@@ -28,7 +28,7 @@ def _matrix_product(c: Call, left: str, right: str) -> tuple[Expr, ...]:
 
 def _mark(c: Call, left: str, right: str) -> None:
     a, b = c.dims(c[left]), c.dims(c[right])
-    c.contract({left: a, right: b}, [a[-1]])
+    c.contract([a[-1]], **{left: len(a) - 1, right: max(len(b) - 2, 0)})
 
 
 @rule("mm", "mv", "dot", "bmm", "vdot", "_scaled_mm")
@@ -69,7 +69,7 @@ def linear(c: Call) -> None:
         c.unify(weight[0], c.dims(c["bias"])[-1])
     c.macs(*x[:-1], *weight)
     c.set(c.out, (*x[:-1], *weight[:-1]))
-    c.contract({"input": x, "weight": weight}, [x[-1]])
+    c.contract([x[-1]], input=len(x) - 1, weight=len(weight) - 1)
 
 
 @rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution", "thnn_conv2d", "slow_conv3d")
@@ -80,8 +80,8 @@ def convolution(c: Call) -> None:
     for dim in x[2:]:
         c.freeze(dim, "a convolution slides along this dimension")
     for dim in weight[2:]:
-        c.freeze(dim, "the kernel's extent")
-    inner, produced = (_transposed if c.get("transposed", False) else _plain)(c, x[1], weight, groups)
+        axes.freeze(dim, KERNEL)
+    reduced, inner, produced = (_transposed if c.get("transposed", False) else _plain)(c, x[1], weight, groups)
     if c.get("bias") is not None:
         c.unify(produced, c.dims(c["bias"])[0])
     out = (x[0], produced, *(Const(size) for size in c.out.shape[2:]))
@@ -89,7 +89,7 @@ def convolution(c: Call) -> None:
     places = x[2:] if c.get("transposed", False) else out[2:]
     c.macs(x[0], produced, *places, inner, *kernel)
     c.set(c.out, out)
-    c.contract({"input": x}, [x[1]])
+    c.contract(reduced, input=1, weight=0 if c.get("transposed", False) else 1)
 
 
 def _grouped(c: Call, dim: Expr, groups: int) -> tuple[Expr, Expr]:
@@ -101,26 +101,26 @@ def _tie_groups(c: Call, group: Expr, groups: int) -> None:
         c.equate(group, c.node(groups), "the groups of a convolution")
 
 
-def _plain(c: Call, channels: Expr, weight: Dims, groups: int) -> tuple[Expr, Expr]:
+def _plain(c: Call, channels: Expr, weight: Dims, groups: int) -> tuple[list[Expr], Expr, Expr]:
     c.role(weight[1] if groups == 1 or weight[1].size > 1 else weight[0], "in" if weight[1].size > 1 else "affine")
     c.role(weight[0], "out")
     if groups == 1:
         c.unify(channels, weight[1])
-        return weight[1], weight[0]
+        return [channels], weight[1], weight[0]
     lead, inner = _grouped(c, channels, groups)
     mine, _ = _grouped(c, weight[0], groups)
     c.unify(lead, mine)
     c.unify(inner, weight[1])
     _tie_groups(c, lead, groups)
-    return weight[1], weight[0]
+    return [inner], weight[1], weight[0]
 
 
-def _transposed(c: Call, channels: Expr, weight: Dims, groups: int) -> tuple[Expr, Expr]:
+def _transposed(c: Call, channels: Expr, weight: Dims, groups: int) -> tuple[list[Expr], Expr, Expr]:
     c.role(weight[0], "in")
     c.role(weight[1], "out")
     c.unify(channels, weight[0])
     if groups == 1:
-        return channels, weight[1]
+        return [channels], channels, weight[1]
     lead, inner = _grouped(c, channels, groups)
     _tie_groups(c, lead, groups)
-    return inner, product((lead, weight[1]))
+    return [inner], inner, product((lead, weight[1]))

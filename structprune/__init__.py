@@ -1,0 +1,65 @@
+"""structprune: smaller PyTorch networks, proven to compute what was promised."""
+
+from structprune.assembly import trace
+from structprune.errors import (
+    BudgetError,
+    ExportError,
+    InputError,
+    PlanError,
+    StorageError,
+    StructpruneError,
+    TraceError,
+    VerificationError,
+)
+from structprune.export import ExportReport, export_onnx
+from structprune.graph import ChannelGroup, DependencyGraph, Frozen, Layer
+from structprune.importance import score
+from structprune.latency import Measurement, measure_latency
+from structprune.masking import finalize, nonzeros, sparsify
+from structprune.pipeline import PruneReport, PruneResult, count_macs, count_params, prune
+from structprune.plan import Budget, PruningPlan
+from structprune.rules import rule
+from structprune.select import select
+from structprune.storage import load, save
+from structprune.surgery import apply_plan
+from structprune.verify import VerifyReport, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "ChannelGroup",
+    "DependencyGraph",
+    "ExportError",
+    "ExportReport",
+    "Frozen",
+    "InputError",
+    "Layer",
+    "Measurement",
+    "PlanError",
+    "PruneReport",
+    "PruneResult",
+    "PruningPlan",
+    "StorageError",
+    "StructpruneError",
+    "TraceError",
+    "VerificationError",
+    "VerifyReport",
+    "apply_plan",
+    "count_macs",
+    "count_params",
+    "export_onnx",
+    "finalize",
+    "load",
+    "measure_latency",
+    "nonzeros",
+    "prune",
+    "rule",
+    "save",
+    "score",
+    "select",
+    "sparsify",
+    "trace",
+    "verify",
+]

@@ -1,0 +1,148 @@
+"""`prune`: the whole way from a model and a budget to a smaller network with its proof."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from structprune.assembly import trace
+from structprune.graph import DependencyGraph
+from structprune.importance import score
+from structprune.importance.scoring import Criterion
+from structprune.inputs import normalize_inputs
+from structprune.plan import Budget, PruningPlan
+from structprune.select import select
+from structprune.selectors import module_names
+from structprune.surgery import apply_plan
+from structprune.verify import VerifyReport, verify
+
+__all__ = ["PruneReport", "PruneResult", "count_macs", "count_params", "prune"]
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a cut did: params and MACs before and after, what was proven, and what was left whole and why."""
+
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    groups_cut: int
+    frozen: tuple[tuple[str, str], ...]
+    verify: VerifyReport | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"params {self.params_before:,} -> {self.params_after:,} ({self.params_after / self.params_before:.1%})",
+            f"MACs   {self.macs_before:,} -> {self.macs_after:,} ({self.macs_after / max(self.macs_before, 1):.1%})",
+            f"{self.groups_cut} groups cut, {len(self.frozen)} left whole for a reason",
+            str(self.verify) if self.verify else "not verified",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned model, the plan that made it, and the report."""
+
+    model: nn.Module
+    plan: PruningPlan
+    report: PruneReport
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    budget: Budget,
+    criterion: str | Criterion = "l2",
+    *,
+    scope: str | None = None,
+    multiple_of: int = 1,
+    min_channels: int | dict[str, int] = 1,
+    max_pruned: float | dict[str, float] = 1.0,
+    keep: str | nn.Module | Iterable[str | nn.Module] = (),
+    only: str | nn.Module | Iterable[str | nn.Module] = (),
+    seed: int | None = None,
+    inplace: bool = False,
+    original: float | None = None,
+    verify: bool = True,
+) -> PruneResult:
+    """Return a smaller network that is proven to compute what the masked original computes.
+
+    ``budget`` is a share of ``model``'s channels, params or MACs, or of ``original`` where that number is given (for a
+    model that was pruned before). ``keep`` and ``only`` take layer or group names, globs and modules. ``seed`` is for
+    ``criterion="random"``. ``verify=False`` skips the proof; with ``inplace=True`` the model itself is cut, once the
+    proof holds. Raises BudgetError, with the reachable range, TraceError and VerificationError; the model given is then
+    as it was.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> result = prune(net, torch.zeros(1, 4), Budget(channels=0.5))
+    >>> result.model[0].weight.shape, result.report.params_after
+    (torch.Size([4, 4]), 30)
+    """
+    example_inputs = normalize_inputs(example_inputs)
+    graph = trace(model, example_inputs)
+    options = {} if seed is None else {"seed": seed}
+    scores = score(model, graph, criterion, **options)
+    plan = select(
+        graph,
+        scores,
+        budget,
+        scope,
+        multiple_of,
+        min_channels,
+        max_pruned,
+        module_names(model, keep),
+        module_names(model, only),
+        original=original,
+        criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
+    )
+    small = apply_plan(model, plan)
+    proof = _verify(model, small, plan, example_inputs) if verify else None
+    report = _report(graph, plan, proof)
+    return PruneResult(apply_plan(model, plan, inplace=True) if inplace else small, plan, report)
+
+
+_verify = verify
+
+
+def _report(graph: DependencyGraph, plan: PruningPlan, proof: VerifyReport | None) -> PruneReport:
+    before = graph.sizes()
+    kept = {group.name: len(group.keep) for group in plan.groups}
+    after = np.array([kept.get(group.name, group.size) for group in graph.groups], dtype=np.int64)
+    return PruneReport(
+        params_before=round(graph.price("params", before)),
+        params_after=round(graph.price("params", after)),
+        macs_before=round(graph.price("macs", before)),
+        macs_after=round(graph.price("macs", after)),
+        groups_cut=int((after < before).sum()),
+        frozen=tuple((group.name, str(group.frozen)) for group in graph.groups if group.frozen is not None),
+        verify=proof,
+    )
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> int:
+    """Return the multiply-accumulates of one forward on ``example_inputs``; 1 MAC is 2 FLOPs.
+
+    Counted are contractions (matrix products, convolutions, attention), from the shapes of one run without arithmetic.
+
+    >>> import torch
+    >>> count_macs(nn.Linear(4, 8), torch.zeros(3, 4))
+    96
+    """
+    graph = trace(model, example_inputs)
+    return round(graph.price("macs", graph.sizes()))
+
+
+def count_params(model: nn.Module) -> int:
+    """Return the number of elements of all parameters, tied ones counted once.
+
+    >>> count_params(nn.Linear(4, 8))
+    40
+    """
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,141 @@
+"""The masked original: the same run once more, on real numbers, that does not listen to what a plan removes.
+
+Contractions count removed positions as zero. Statistics (norms, softmax, means) are taken over the kept positions, and put
+noise where the removed ones were. Nothing else is touched, so whatever is left in removed channels flows on freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from structprune import axes
+from structprune.axes import Atom, Expr
+from structprune.graph import kept_positions
+from structprune.rules import Site, lookup_function
+from structprune.rules.context import Dims, iter_tensors
+from structprune.trace import Tracer
+
+__all__ = ["Replay"]
+
+Cut = Mapping[Atom, np.ndarray]
+
+
+class Replay(Tracer):
+    """Runs each operation as it was traced on real tensors, with masks at its sites; ``observe`` sees what comes out."""
+
+    def __init__(
+        self,
+        sites: Mapping[int, Site],
+        cut: Cut,
+        generator: torch.Generator,
+        observe: Callable[[int, str, Any], None] | None = None,
+    ) -> None:
+        super().__init__("real")
+        self.sites = sites
+        self.cut = cut
+        self.generator = generator
+        self.observe = observe
+
+    def dispatch(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.muted:
+            return operation(*args, **kwargs)
+        names = tuple(argument.name for argument in operation._schema.arguments)
+        return self._step(operation, names, args, kwargs)
+
+    def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = lookup_function(function)
+        if found is None:
+            return function(*args, **kwargs)
+        self.muted = True
+        try:
+            return self._step(function, found[1], args, kwargs)
+        finally:
+            self.muted = False
+
+    def _step(self, operation: Any, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        site = self.sites.get(self.context.index)
+        if site is None:
+            out = operation(*args, **kwargs)
+        else:
+            change = self._zeroed if site.axes else self._kept
+            out = change(site, operation, names, args, kwargs)
+        if self.observe is not None:
+            self.observe(self.context.index, self.context.layer, out)
+        self.context.index += 1
+        return out
+
+    def _zeroed(self, site: Site, operation: Any, names: Any, args: Any, kwargs: Any) -> Any:
+        reduced = {leaf for expr in site.reduced for leaf in axes.leaves(expr)}
+        cut = {leaf: keep for leaf, keep in self.cut.items() if leaf in reduced}
+
+        def zero(name: str, value: Any) -> Any:
+            if name not in site.axes:
+                return value
+            axis = site.axes[name]
+            kept = kept_positions(site.arguments[name][axis], cut)
+            if kept is None:
+                return value
+            gone = np.setdiff1d(np.arange(value.shape[axis]), kept)
+            return value.index_fill(axis, torch.as_tensor(gone, device=value.device), 0)
+
+        return _call(operation, names, args, kwargs, zero)
+
+    def _kept(self, site: Site, operation: Any, names: Any, args: Any, kwargs: Any) -> Any:
+        counts = {leaf: len(keep) for leaf, keep in self.cut.items()}
+
+        def small(name: str, value: Any) -> Any:
+            if name in site.arguments:
+                return self._selected(value, site.arguments[name])
+            if name in site.integers:
+                wanted = site.integers[name]
+                if isinstance(wanted, Expr):
+                    return axes.size_under(wanted, counts)
+                return [axes.size_under(expr, counts) for expr in wanted]
+            return value
+
+        out = _call(operation, names, args, kwargs, small)
+        wide = iter(
+            [self._widened(t, dims) for t, dims in zip(iter_tensors((out,)), site.outputs, strict=True)]
+        )
+        if isinstance(out, torch.Tensor):
+            return self._written_back(operation, args, next(wide))
+        return type(out)(next(wide) if isinstance(item, torch.Tensor) else item for item in out)
+
+    def _selected(self, tensor: torch.Tensor, dims: Dims) -> torch.Tensor:
+        for axis, dim in enumerate(dims):
+            kept = kept_positions(dim, self.cut)
+            if kept is not None:
+                tensor = tensor.index_select(axis, torch.as_tensor(kept, device=tensor.device))
+        return tensor
+
+    def _widened(self, tensor: torch.Tensor, dims: Dims) -> torch.Tensor:
+        for axis, dim in enumerate(dims):
+            kept = kept_positions(dim, self.cut)
+            if kept is not None:
+                shape = [*tensor.shape[:axis], dim.size, *tensor.shape[axis + 1 :]]
+                wide = noise(tensor.new_empty(shape), self.generator)
+                tensor = wide.index_copy_(axis, torch.as_tensor(kept, device=tensor.device), tensor)
+        return tensor
+
+    def _written_back(self, operation: Any, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+        schema = getattr(operation, "_schema", None)
+        if schema is not None and schema.is_mutable and isinstance(args[0], torch.Tensor):
+            return args[0].copy_(out)
+        return out
+
+
+def noise(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Fill ``tensor`` with numbers in [0.5, 1.5) where it holds floats, with ones elsewhere; positive, so roots exist."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return tensor.fill_(1)
+    drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
+    return tensor.copy_(drawn)
+
+
+def _call(operation: Any, names: Any, args: Any, kwargs: Any, change: Callable[[str, Any], Any]) -> Any:
+    new = tuple(change(name, value) for name, value in zip(names, args, strict=False))
+    return operation(*new, **{name: change(name, value) for name, value in kwargs.items()})

@@ -1,0 +1,269 @@
+"""The proof: the pruned network computes what the masked original computes.
+
+In float64 and eval mode, on copies:
+
+1. Everything that the plan removes from parameters and buffers is overwritten with noise, and the original is run so that
+   no contraction listens to removed positions (they count as zero) and every statistic is taken over the kept ones. Two
+   different noises must give the same output: the rest of the network does not listen to what was removed.
+2. That output equals the pruned network's.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from structprune import axes
+from structprune.assembly import settle_run
+from structprune.axes import Atom
+from structprune.clone import structural_clone
+from structprune.errors import InputError, StructpruneError, VerificationError
+from structprune.graph import kept_positions
+from structprune.inputs import map_tensors
+from structprune.plan import PruningPlan
+from structprune.replay import Replay, noise
+from structprune.surgery import check_plan
+from structprune.tensors import named_tensors
+from structprune.trace import Run, Tracer, output_tensors, run_traced
+
+__all__ = ["Change", "VerifyReport", "verify"]
+
+_EXACT, _SINGLE = 1e-9, 1e-5
+
+
+@dataclass(frozen=True)
+class Change:
+    """A statistic over a cut dimension: the network is no longer the masked original in the plain sense there."""
+
+    layer: str
+    operation: str
+    what: str
+    where: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was proven, and how exactly.
+
+    ``max_error`` is the largest relative difference between pruned and masked original, ``noise_error`` between two
+    different noises in the removed channels; both are at most ``tolerance``. ``changes`` lists the statistics that are
+    taken over fewer channels than before.
+    """
+
+    max_error: float
+    noise_error: float
+    tolerance: float
+    changes: tuple[Change, ...]
+
+    def __str__(self) -> str:
+        text = f"proven: largest relative error {self.max_error:.1e} (at most {self.tolerance:.0e})"
+        return text + (f"; {len(self.changes)} statistics over fewer channels" if self.changes else "")
+
+
+def verify(original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_inputs: Any) -> VerifyReport:
+    """Return the report of a proof that ``pruned`` computes what ``original`` computes without the removed channels.
+
+    Both models stay as they are. Inputs whose numbers are all the same are replaced by random ones, which show more.
+    Raises VerificationError, naming the first layer that differs; PlanError where the plan is not ``original``'s.
+    """
+    check_plan(original, plan)
+    if any(tensor.is_meta for tensor in named_tensors(original).values()):
+        raise InputError("a model on the meta device has no weights to verify: pass verify=False, or give it weights")
+    reference, small = _double(original), _double(pruned)
+    inputs = _informative(example_inputs)
+    tracer = Tracer("real")
+    run = run_traced(reference, inputs, tracer)
+    settle_run(run)
+    cut = _cut_atoms(run, plan)
+    proof = _Proof(reference, inputs, run, cut)
+    first, second = proof.masked(seed=1), proof.masked(seed=2)
+    tolerance = _SINGLE if tracer.narrow else _EXACT
+    noise_error = largest_error(first, second)
+    if not noise_error <= tolerance:
+        raise VerificationError(
+            f"the network listens to removed channels: two fillings of them differ by {noise_error:.1e} relative, "
+            f"first in {proof.first_difference_of_noises(tolerance)}. The model given is untouched; please report it."
+        )
+    max_error = largest_error(first, _outputs_of(small, inputs))
+    if not max_error <= tolerance:
+        raise VerificationError(
+            f"the pruned network differs from the masked original by {max_error:.1e} relative (allowed: {tolerance:.0e}), "
+            f"first in {proof.first_difference(small, tolerance)}. The model given is untouched."
+        )
+    return VerifyReport(max_error, noise_error, tolerance, _changes(run, cut))
+
+
+class _Proof:
+    """The runs of the masked original."""
+
+    def __init__(self, reference: nn.Module, inputs: Any, run: Run, cut: dict[Atom, np.ndarray]) -> None:
+        self.reference = reference
+        self.inputs = inputs
+        self.run = run
+        self.cut = cut
+        self.sites = {site.index: site for site in run.context.sites if _touches(site.arguments, cut)}
+
+    def masked(self, seed: int, observe: Any = None) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        filled, tensors = structural_clone(self.reference, lambda tensor, _kind: _own(tensor))
+        for name, dims in self.run.named.items():
+            _fill_removed(tensors[name], dims, self.cut, generator)
+        replay = Replay(self.sites, self.cut, generator, observe)
+        run = run_traced(filled, self.inputs, replay)
+        if replay.context.index != len(self.run.records):
+            raise VerificationError(
+                f"the masked original took {replay.context.index} operations where it took {len(self.run.records)} "
+                "before: its forward depends on values or on earlier calls, so nothing can be proven about it"
+            )
+        return output_tensors(run.kept)
+
+    def first_difference_of_noises(self, tolerance: float) -> str:
+        seen: dict[int, list[torch.Tensor]] = {}
+        self.masked(1, lambda index, _layer, out: seen.setdefault(index, self._kept_outputs(index, out)))
+        return self._compared(seen, lambda observe: self.masked(2, observe), tolerance, True)
+
+    def first_difference(self, small: nn.Module, tolerance: float) -> str:
+        seen: dict[int, list[torch.Tensor]] = {}
+        self.masked(1, lambda index, _layer, out: seen.setdefault(index, self._kept_outputs(index, out)))
+
+        def again(observe: Any) -> None:
+            run_traced(small, self.inputs, Replay({}, {}, torch.Generator(), observe))
+
+        return self._compared(seen, again, tolerance, False)
+
+    def _kept_outputs(self, index: int, out: Any) -> list[torch.Tensor]:
+        found = []
+        writes = self.run.records[index].writes if index < len(self.run.records) else ()
+        for tensor, (_, dims, _) in zip(output_tensors(out), writes, strict=False):
+            for axis, dim in enumerate(dims):
+                kept = kept_positions(dim, self.cut)
+                if kept is not None:
+                    tensor = tensor.index_select(axis, torch.as_tensor(kept, device=tensor.device))
+            found.append(tensor.clone())
+        return found
+
+    def _compared(self, seen: dict[int, list[torch.Tensor]], again: Any, tolerance: float, select: bool) -> str:
+        differing: list[str] = []
+
+        def observe(index: int, layer: str, out: Any) -> None:
+            found = self._kept_outputs(index, out) if select else output_tensors(out)
+            if not differing and index in seen and not largest_error(seen[index], found) <= tolerance:
+                record = self.run.records[index]
+                differing.append(f"layer {layer or '<root>'!r} (operation {record.operation})")
+
+        again(observe)
+        return differing[0] if differing else "the model's outputs"
+
+
+def _double(model: nn.Module) -> nn.Module:
+    clone, _ = structural_clone(model, lambda tensor, _kind: _own(widest(tensor.detach()), tensor))
+    return clone.eval()
+
+
+def widest(tensor: torch.Tensor) -> torch.Tensor:
+    """Return ``tensor`` in double precision where it holds floats or complex numbers, else itself."""
+    if tensor.is_floating_point():
+        return tensor.double()
+    return tensor.to(torch.complex128) if tensor.is_complex() else tensor
+
+
+def _own(tensor: torch.Tensor, kind: torch.Tensor | None = None) -> torch.Tensor:
+    copied = tensor.detach().clone()
+    like = tensor if kind is None else kind
+    return nn.Parameter(copied, requires_grad=False) if isinstance(like, nn.Parameter) else copied
+
+
+def _informative(example_inputs: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+
+    def better(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = widest(tensor.detach())
+        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+        return tensor
+
+    return map_tensors(copy.copy(example_inputs), better)
+
+
+def _cut_atoms(run: Run, plan: PruningPlan) -> dict[Atom, np.ndarray]:
+    """Return what the plan keeps of each axis; raises VerificationError where its tensors disagree with each other."""
+    stays: dict[Atom, np.ndarray] = {}
+    for name, dims in run.named.items():
+        for number, dim in enumerate(dims):
+            kept = np.asarray(plan.tensors.get(name, {}).get(number, range(dim.size)), dtype=np.int64)
+            for leaf, index in axes.members(dim):
+                alive = stays.setdefault(leaf, np.ones(leaf.size, dtype=bool))
+                spoken = np.zeros(leaf.size + 1, dtype=bool)
+                spoken[index[kept]] = True
+                alive &= spoken[:-1]
+    cut = {leaf: np.flatnonzero(alive) for leaf, alive in stays.items() if not alive.all()}
+    for name, dims in run.named.items():
+        for number, dim in enumerate(dims):
+            wanted, given = kept_positions(dim, cut), plan.tensors.get(name, {}).get(number)
+            if (wanted is None) != (given is None) or (given is not None and tuple(wanted.tolist()) != given):  # type: ignore[union-attr]
+                raise VerificationError(
+                    f"the plan cuts dimension {number} of {name!r} otherwise than the tensors it belongs with"
+                )
+    return cut
+
+
+def _touches(arguments: Any, cut: dict[Atom, np.ndarray]) -> bool:
+    return any(leaf in cut for dims in arguments.values() for dim in dims for leaf in axes.leaves(dim))
+
+
+def _fill_removed(tensor: torch.Tensor, dims: Any, cut: dict[Atom, np.ndarray], generator: torch.Generator) -> None:
+    for axis, dim in enumerate(dims):
+        kept = kept_positions(dim, cut)
+        if kept is not None:
+            gone = torch.as_tensor(np.setdiff1d(np.arange(dim.size), kept), device=tensor.device)
+            with torch.no_grad():
+                tensor.index_copy_(axis, gone, noise(tensor.index_select(axis, gone), generator))
+
+
+def _outputs_of(small: nn.Module, inputs: Any) -> list[torch.Tensor]:
+    replay = Replay({}, {}, torch.Generator())
+    try:
+        return output_tensors(run_traced(small, inputs, replay).kept)
+    except StructpruneError:
+        raise
+    except Exception as error:  # the boundary around the user's forward on the pruned tensors
+        raise VerificationError(
+            f"the pruned network fails in layer {replay.context.layer or '<root>'!r} with {type(error).__name__}: {error}"
+        ) from error
+
+
+def largest_error(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
+    """Return the largest difference relative to the largest expected number of each tensor; infinite for other shapes."""
+    if len(expected) != len(found):
+        return math.inf
+    return max((_error(a, b) for a, b in zip(expected, found, strict=True)), default=math.inf)
+
+
+def _error(a: torch.Tensor, b: torch.Tensor) -> float:
+    if a.shape != b.shape:
+        return math.inf
+    if not (a.is_floating_point() or a.is_complex()):
+        return 0.0 if torch.equal(a, b) else math.inf
+    a, b = widest(a), widest(b)
+    same = (a == b) | (a.isnan() & b.isnan())
+    scale = a[a.isfinite()].abs().max().item() if bool(a.isfinite().any()) else 0.0
+    difference = torch.where(same, torch.zeros_like(a), a - b).abs()
+    if not difference.numel():
+        return 0.0
+    largest = difference.nan_to_num(nan=math.inf).max().item()
+    return largest / scale if scale > 0 else (0.0 if largest == 0 else math.inf)
+
+
+def _changes(run: Run, cut: dict[Atom, np.ndarray]) -> tuple[Change, ...]:
+    found = [
+        Change(site.layer, site.operation, site.changes, site.where)
+        for site in run.context.sites
+        if site.changes and any(leaf in cut for expr in site.reduced for leaf in axes.leaves(expr))
+    ]
+    return tuple(dict.fromkeys(found))
