@@ -198,7 +198,7 @@ def _plan(record: plan_json.PlanRecord, expand: plan_json.Expander) -> PruningPl
         tensors=tensors,
         shapes={name: tuple(tensor.shape) for name, tensor in record.tensors.items()},
         attributes=tuple(AttributeEdit(e.module, tuple(e.path), e.old, e.new) for e in record.attributes),
-        budget=Budget(**record.budget) if record.budget else None,
+        budget=None if record.budget is None else Budget(**record.budget),
         criterion=record.criterion,
         scope=record.scope,
     )

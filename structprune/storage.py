@@ -2,7 +2,7 @@
 
 `save` writes both files beside the old ones and then renames them, the weights first. The weights carry the
 digest of their plan, and the new plan lies in `plan.json.new` until it is renamed, so wherever a save is
-interrupted the folder holds one whole network, the old or the new. `load` takes the plan that the weights name.
+interrupted the folder holds one whole network, old or new. `load` takes the plan that the weights name.
 
 Stored are parameters, persistent buffers, and tensors in plain attributes. A buffer that is not persistent is
 the model's to make again, as torch has it.
