@@ -65,9 +65,7 @@ class MemberTensor:
     member: MemberLike
     tensor: torch.Tensor
     owner: torch.nn.Module | None  #: the module that holds the tensor
-    is_parameter: (
-        bool  #: True for what training adjusts; buffers and plain tensors have no say in a magnitude
-    )
+    is_parameter: bool  #: what training adjusts; buffers and plain tensors have no say in a magnitude
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ _NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
     nn.LayerNorm,
-    *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []),
+    nn.RMSNorm,
 )
 
 

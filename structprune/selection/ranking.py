@@ -42,7 +42,7 @@ def normalised(scores: Floats, normalize: str) -> Floats:
     """Scores of one group made comparable with other groups': divided by the group's mean magnitude ("mean").
 
     Raw norms grow with fan-in and kernel size: ranked globally as they are ("none"), whole layers of small
-    weights would go first.
+    weights would go first, and layers end at one channel.
     """
     mean = float(np.abs(scores).mean()) if scores.size else 0.0
     return scores / mean if normalize == "mean" and mean > 0 else scores
