@@ -25,6 +25,7 @@ def mlp() -> nn.Sequential:
         model[0].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
         model[0].bias.copy_(torch.tensor([10.0, 20.0, 30.0]))
         model[2].weight.copy_(torch.tensor([[7.0, 8.0, 9.0]]))
+        model[2].bias.zero_()
     return model
 
 
@@ -589,12 +590,10 @@ def test_hook_prune_mask_stays_a_mask() -> None:
 
 @MODES
 def test_graph_module(inplace: bool) -> None:
-    """The literals of a traced graph stay the user's to edit; modules, weights and code are the copy's own."""
     model = torch.fx.symbolic_trace(mlp())
-    expected = apply_plan(mlp(), hand_plan(mlp(), MLP_CUT))(torch.ones(1, 2))
     small = apply_plan(model, hand_plan(model, MLP_CUT), inplace)
     assert isinstance(small, torch.fx.GraphModule)
-    assert torch.equal(small(torch.ones(1, 2)), expected)
+    assert small(torch.ones(1, 2)).item() == (1 + 2 + 10) * 7 + (5 + 6 + 30) * 9
 
 
 # Hooks, closures, and what cannot be copied
@@ -629,8 +628,6 @@ class Counting(nn.Module):
 
 def test_hooks_of_the_copy_lead_into_the_copy() -> None:
     model = Counting()
-    with torch.no_grad():
-        model.body[2].bias.zero_()
     small: Any = apply_plan(model, hand_plan(model, {f"body.{name}": dims for name, dims in MLP_CUT.items()}))
     # relu([1 + 2 + 10, 5 + 6 + 30]) . [7, 9] = 91 + 369 = 460, times out_features = 2
     assert small(torch.ones(1, 2)).item() == 920
@@ -639,8 +636,6 @@ def test_hooks_of_the_copy_lead_into_the_copy() -> None:
 
 def test_hooks_stay_in_place() -> None:
     model = Counting()
-    with torch.no_grad():
-        model.body[2].bias.zero_()
     plan = hand_plan(model, {f"body.{name}": dims for name, dims in MLP_CUT.items()})
     assert apply_plan(model, plan, inplace=True)(torch.ones(1, 2)).item() == 920
 
