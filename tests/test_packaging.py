@@ -1,8 +1,9 @@
-"""What a fresh machine relies on: pins that cover every dependency, one Python range, scripts that exist, no loose ends."""
+"""What a fresh machine relies on: pins that cover every dependency, one Python range, scripts that exist."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 from pathlib import Path
@@ -73,15 +74,15 @@ def test_ci_script_is_executable_and_every_make_target_it_calls_exists() -> None
     assert {"demo", "bench", *called} <= targets
 
 
-def imports_of_structprune(path: Path) -> set[str]:
-    """The structprune modules a file imports, as dotted names."""
+def imports_of_structprune(path: Path) -> set[tuple[str, str]]:
+    """What a file imports of structprune, as (module, name); the name is empty for a whole module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-    return {name for name in found if name.split(".")[0] == "structprune"}
+            found |= {(node.module, alias.name) for alias in node.names}
+    return {(module, name) for module, name in found if module.split(".")[0] == "structprune"}
 
 
 def faces() -> list[Path]:
@@ -90,7 +91,10 @@ def faces() -> list[Path]:
 
 @pytest.mark.parametrize("path", faces(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_tools_and_benchmarks_use_only_the_public_api(path: Path) -> None:
-    assert imports_of_structprune(path) <= {"structprune"}
+    for module, name in imports_of_structprune(path):
+        assert name in ("", *importlib.import_module(module).__all__), f"{module}.{name} is not offered"
+        assert module == "structprune" or name, f"import structprune, not {module}"
+        assert module.count(".") <= 1, f"{module} is the inside of a package"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "structprune").rglob("*.py")), ids=lambda p: p.name)

@@ -1,0 +1,7 @@
+"""The command line, `structprune demo | inspect | prune | bench | export`: a face over the Python API."""
+
+from __future__ import annotations
+
+from structprune.cli.app import app, main
+
+__all__ = ["app", "main"]

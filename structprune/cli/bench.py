@@ -1,0 +1,117 @@
+"""`structprune bench`: latency of a model, and of its pruned twin beside it, timed by turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from torch import nn
+
+import structprune as sp
+from structprune.cli.models import build_model
+from structprune.cli.options import DebugOption, InputOption, JsonOption, ModelArgument, SeedOption
+from structprune.cli.output import session
+from structprune.inputs import parse_inputs
+from structprune.latency import ratio
+
+__all__ = ["bench"]
+
+Rows = Mapping[str, sp.Measurement]
+
+
+def bench(
+    model: ModelArgument,
+    inputs: InputOption,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder", metavar="DIR", help="Time the network that `prune --out` saved here as well."
+        ),
+    ] = None,
+    runtimes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runtime", help="onnxruntime (default), torch, onnxruntime-cuda, torch-cuda. Repeatable."
+        ),
+    ] = None,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", help="Batch size instead of the input's. Repeatable.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="Threads that one inference may use.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", help="Least number of timed rounds.")] = 50,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure latency: median and 95 % interval, models interleaved.
+
+    With --folder the original is timed twice: how far the second is from the first is the noise.
+    """
+    sizes: list[int | None] = [*batches] if batches else [None]
+    sweep = [(runtime, batch) for runtime in runtimes or ["onnxruntime"] for batch in sizes]
+    with session(as_json, debug) as out:
+        with out.steps(1 + len(sweep)) as step:
+            step("building the model")
+            models = _models(model, folder, seed)
+            example = parse_inputs(inputs, seed)
+            tables: list[Rows] = []
+            for runtime, batch in sweep:
+                step(f"timing on {runtime}" + (f", batch {batch}" if batch else ""))
+                tables.append(
+                    sp.measure_latency(
+                        models,
+                        example,
+                        runtime=runtime,
+                        threads=threads,
+                        batch=batch,
+                        repeats=repeats,
+                        seed=seed,
+                    )
+                )
+        out.show(_table(tables))
+        rows = [_document(name, row, rows) for rows in tables for name, row in rows.items()]
+        environment = dict(next(iter(tables[0].values())).environment)
+        out.result({"model": model, "environment": environment, "measurements": rows})
+
+
+def _models(name: str, folder: Path | None, seed: int) -> dict[str, nn.Module]:
+    original = build_model(name, None, seed)
+    if folder is None:
+        return {"original": original}
+    return {"original": original, "original again": original, "pruned": build_model(name, folder, seed)}
+
+
+def _table(tables: list[Rows]) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    for column in ("runtime", "batch", "network"):
+        table.add_column(column, no_wrap=True)
+    for column in ("median ms", "95 % interval", "to original"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("note")
+    for rows in tables:
+        for name, row in rows.items():
+            low, high = row.interval_ms
+            compared = "" if name == "original" else str(ratio(row, rows["original"]))
+            cells = (row.runtime, str(row.batch), name, f"{row.median_ms:.3f}", f"{low:.3f} - {high:.3f}")
+            table.add_row(*cells, compared, _note(row))
+    return table
+
+
+def _note(row: sp.Measurement) -> str:
+    notes = ["unstable"] if row.unstable else []
+    if row.subnormal_weights:
+        notes.append(f"{row.subnormal_weights} subnormal weights, which slow a CPU")
+    return "; ".join(notes)
+
+
+def _document(name: str, row: sp.Measurement, rows: Rows) -> dict[str, Any]:
+    document: dict[str, Any] = {"network": name, **row.to_dict()}
+    for already_said in ("environment", "session"):
+        document.pop(already_said)
+    if name != "original":
+        compared = ratio(row, rows["original"])
+        document["to_original"] = {"value": compared.value, "low": compared.low, "high": compared.high}
+    return document

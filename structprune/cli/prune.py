@@ -1,0 +1,148 @@
+"""`structprune prune`: a smaller network under a budget, proven, and written where asked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+import structprune as sp
+from structprune.cli.models import build_model
+from structprune.cli.options import DebugOption, InputOption, JsonOption, ModelArgument, OutOption, SeedOption
+from structprune.cli.output import session
+from structprune.inputs import parse_inputs
+from structprune.report import NetworkSize, comparison_document, comparison_table, network_size
+from structprune.storage import load_plans
+
+__all__ = ["prune"]
+
+
+def prune(
+    model: ModelArgument,
+    inputs: InputOption,
+    macs: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Keep at most this share of the MACs.")
+    ] = None,
+    params: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Keep at most this share of the parameters.")
+    ] = None,
+    channels: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Keep this share of every group's channels.")
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="A channel's importance: l1, l2, linf, bn_scale or random.")
+    ] = "l2",
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="Rank per layer, global or isomorphic. Default: layer for --channels, else global."
+        ),
+    ] = None,
+    multiple_of: Annotated[int, typer.Option(help="Keep widths that are multiples of this.")] = 1,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Leave this layer, group or glob whole. Repeatable."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Cut only this layer, group or glob. Repeatable.")
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Prove the result against the masked original.")] = True,
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Cut the network saved here further; shares stay those of MODEL."),
+    ] = None,
+    out_folder: OutOption = None,
+    onnx: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Export to this ONNX file too, checked.")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Prune a model to a budget, prove the result, and print it before and after.
+
+    Give exactly one of --macs, --params and --channels: a share in (0, 1] of the original network.
+    """
+    with session(as_json, debug) as out:
+        with out.steps(5) as step:
+            budget = _budget(channels=channels, params=params, macs=macs)
+            step("building the model")
+            original = build_model(model, None, seed)
+            start = original if folder is None else build_model(model, folder, seed)
+            example = parse_inputs(inputs, seed)
+            step("tracing, selecting, cutting, proving")
+            result = sp.prune(
+                start,
+                example,
+                budget,
+                criterion,
+                scope=scope,
+                multiple_of=multiple_of,
+                keep=keep or (),
+                only=only or (),
+                seed=seed if criterion == "random" else None,
+                original=None if folder is None else _price(original, example, budget),
+                verify=verify,
+            )
+            step("counting")
+            sizes = network_size(original, example), network_size(result.model, example)
+            step("writing")
+            files = _write(result, example, folder, out_folder, onnx)
+        out.show(comparison_table(*sizes), _proof(result), *(f"wrote {name}" for name in files.values()))
+        out.result(_document(model, budget, sizes, result, files))
+
+
+def _budget(**shares: float | None) -> sp.Budget:
+    given = {quantity: share for quantity, share in shares.items() if share is not None}
+    if len(given) != 1:
+        got = ", ".join(f"--{quantity} {share}" for quantity, share in given.items()) or "none"
+        raise sp.InputError(f"give exactly one of --macs, --params and --channels (got {got})")
+    return sp.Budget(**given)
+
+
+def _price(original: nn.Module, example: Any, budget: sp.Budget) -> float:
+    """What the budget is a share of, where the network to cut is not the original one."""
+    graph = sp.trace(original, example)
+    return graph.price(budget.quantity, graph.sizes())
+
+
+def _write(
+    result: sp.PruneResult, example: Any, earlier: Path | None, folder: Path | None, onnx: Path | None
+) -> dict[str, str]:
+    plans = (*(() if earlier is None else load_plans(earlier)), result.plan)
+    files = {}
+    if folder is not None:
+        sp.save(folder, result.model, plans)
+        files["folder"] = str(folder)
+    if onnx is not None:
+        files["onnx"] = str(sp.export_onnx(result.model, example, onnx, plan=plans).path)
+    return files
+
+
+def _proof(result: sp.PruneResult) -> str:
+    proof = result.report.verify
+    return "not proven: --no-verify" if proof is None else str(proof)
+
+
+def _document(
+    model: str,
+    budget: sp.Budget,
+    sizes: tuple[NetworkSize, NetworkSize],
+    result: sp.PruneResult,
+    files: dict[str, str],
+) -> dict[str, Any]:
+    proof = result.report.verify
+    return {
+        "model": model,
+        "budget": {budget.quantity: budget.fraction},
+        "criterion": result.plan.criterion,
+        "scope": result.plan.scope,
+        **comparison_document(*sizes),
+        "widths": {group.name: [group.size, len(group.keep)] for group in result.plan.groups},
+        "frozen": [{"group": name, "reason": reason} for name, reason in result.report.frozen],
+        "proof": None if proof is None else asdict(proof),
+        "files": files,
+    }

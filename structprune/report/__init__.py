@@ -1,0 +1,22 @@
+"""What structprune found and did: tables for people, plain documents for pipelines, fvcore's count beside."""
+
+from __future__ import annotations
+
+from structprune.report.comparison import NetworkSize, comparison_document, comparison_table, network_size
+from structprune.report.fvcore_figure import FvcoreFigure, fvcore_figure, fvcore_line
+from structprune.report.graph import Coverage, coverage, graph_document, graph_table, types_table
+
+__all__ = [
+    "Coverage",
+    "FvcoreFigure",
+    "NetworkSize",
+    "comparison_document",
+    "comparison_table",
+    "coverage",
+    "fvcore_figure",
+    "fvcore_line",
+    "graph_document",
+    "graph_table",
+    "network_size",
+    "types_table",
+]

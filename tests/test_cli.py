@@ -1,0 +1,358 @@
+"""The command line as its users meet it: what is on which stream, what exit codes mean, what is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+import structprune as sp
+from structprune.cli import app
+from structprune.cli.exit_codes import ExitCode
+
+MODELS = '''
+import torch
+from torch import nn
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+class Literal(nn.Module):
+    """A conv net whose view is written with a literal, and that prints while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+        self.fc = nn.Linear(8 * 6 * 6, 3)
+
+    def forward(self, x):
+        print("noise of the model's own")
+        x = self.conv2(self.conv1(x).relu()).relu()
+        return self.fc(x.view(-1, 8 * 6 * 6))
+
+class Embedder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.up, self.down = nn.Embedding(50, 8), nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, ids, scale):
+        return self.down(self.up(self.table(ids)).relu()) * scale
+
+class OneLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.only = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.only(x)
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise ValueError("no forward here")
+
+instance = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+number = 3
+
+def fails():
+    raise RuntimeError("the weights are elsewhere")
+
+def wrong():
+    return [1, 2]
+'''
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file of models in an otherwise empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.py").write_text(MODELS)
+    return "models.py"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def document(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+# -- inspect ---------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_groups_reasons_with_line_and_coverage(models: str) -> None:
+    result = call("inspect", f"{models}:Literal", "--input", "1x1x6x6")
+    assert result.exit_code == 0, result.stderr
+    line = 1 + MODELS.splitlines().index("        return self.fc(x.view(-1, 8 * 6 * 6))")
+    assert f"models.py:{line}" in result.stdout.replace("\n", "")
+    assert "model output" in result.stdout
+    assert "free groups reach" in result.stdout
+    assert "fvcore:" in result.stdout
+
+
+def test_inspect_json_is_clean_though_the_model_prints(models: str) -> None:
+    result = call("inspect", f"{models}:Literal", "--input", "1x1x6x6", "--types", "--json")
+    found = document(result)
+    groups = {group["name"]: group for group in found["groups"]}
+    assert groups["conv1"]["free"]
+    assert groups["conv1"]["channels"] == 4
+    assert not groups["conv2"]["free"]
+    assert groups["conv2"]["where"].startswith("models.py:")
+    assert {(m["tensor"], m["dim"], m["role"]) for m in groups["conv1"]["members"]} >= {
+        ("conv1.weight", 0, "out"),
+        ("conv2.weight", 1, "in"),
+    }
+    assert found["macs"] == found["fvcore"]["macs"] == 36 * (4 * 1 * 9 + 8 * 4 * 9) + 8 * 36 * 3
+    assert found["params"] == (4 * 9 + 4) + (8 * 4 * 9 + 8) + (8 * 36 * 3 + 3)
+    assert any(layer["name"] == "conv1.weight" for layer in found["types"])
+
+
+def test_named_and_integer_inputs_reach_the_forward(models: str) -> None:
+    result = call("inspect", f"{models}:Embedder", "-i", "ids=1x5:int64:50", "-i", "scale=1", "--json")
+    assert {group["name"]: group["free"] for group in document(result)["groups"]}["up"]
+
+
+# -- prune, and what is written --------------------------------------------------------------------
+
+
+def test_prune_writes_a_folder_and_onnx_that_load_again(models: str) -> None:
+    found = document(
+        call(
+            "prune",
+            f"{models}:mlp",
+            "-i",
+            "1x6",
+            "--macs",
+            "0.5",
+            "--out",
+            "small",
+            "--onnx",
+            "small.onnx",
+            "--json",
+        )
+    )
+    before, after = found["before"], found["after"]
+    assert before["macs"] == before["fvcore"]["macs"] == 6 * 16 + 16 * 8 + 8 * 3
+    assert after["macs"] == after["fvcore"]["macs"]
+    assert 0.4 * before["macs"] < after["macs"] <= 0.5 * before["macs"]
+    assert found["proof"]["max_error"] <= 1e-9
+    assert Path("small.onnx").stat().st_size > 0
+    assert sorted(path.name for path in Path("small").iterdir()) == ["model.safetensors", "plan.json"]
+
+    exported = document(
+        call("export", f"{models}:mlp", "-i", "1x6", "--folder", "small", "-o", "again.onnx", "--json")
+    )
+    assert Path(exported["path"]).stat().st_size == exported["bytes"]
+    inspected = document(call("inspect", f"{models}:mlp", "-i", "1x6", "--folder", "small", "--json"))
+    assert inspected["macs"] == after["macs"]
+
+
+def test_prune_prints_before_and_after_and_the_proof(models: str) -> None:
+    result = call("prune", f"{models}:mlp", "-i", "1x6", "--channels", "0.5")
+    assert result.exit_code == 0, result.stderr
+    for word in ("params", "MACs by fvcore", "weights", "before", "after", "proven"):
+        assert word in result.stdout
+    assert not list(Path().glob("*.json"))
+
+
+def test_seed_makes_two_runs_equal_and_another_seed_differs(models: str) -> None:
+    def weights(seed: str, folder: str) -> list[list[float]]:
+        arguments = ("--params", "0.5", "--seed", seed, "--out", folder, "--json")
+        document(call("prune", f"{models}:mlp", "-i", "1x6", *arguments))
+        return load_file(Path(folder) / "model.safetensors")["0.weight"].tolist()  # type: ignore[no-any-return]
+
+    assert weights("1", "a") == weights("1", "b")
+    assert weights("1", "a") != weights("2", "c")
+
+
+def test_keep_leaves_a_layer_whole(models: str) -> None:
+    call("prune", f"{models}:mlp", "-i", "1x6", "--macs", "0.7", "--keep", "0", "--out", "kept")
+    torch.manual_seed(0)
+    small = sp.load("kept", lambda: torch.nn.Sequential(*_mlp_layers()))
+    assert small.get_submodule("0").weight.shape == (16, 6)
+
+
+def _mlp_layers() -> list[torch.nn.Module]:
+    sizes = ((6, 16), (16, 8), (8, 3))
+    layers = [layer for size in sizes for layer in (torch.nn.Linear(*size), torch.nn.ReLU())]
+    return layers[:-1]
+
+
+def test_bench_times_the_original_twice_beside_the_pruned(models: str) -> None:
+    call("prune", f"{models}:mlp", "-i", "1x6", "--macs", "0.5", "--out", "small")
+    found = document(
+        call(
+            "bench", f"{models}:mlp", "-i", "1x6", "--folder", "small", "--runtime", "torch", "--batch", "1",
+            "--batch", "3", "--repeats", "5", "--json",
+        )
+    )  # fmt: skip
+    rows = [(row["network"], row["batch"]) for row in found["measurements"]]
+    assert rows == [(name, batch) for batch in (1, 3) for name in ("original", "original again", "pruned")]
+    assert all(row["median_ms"] > 0 and len(row["times_ms"]) >= 5 for row in found["measurements"])
+    assert found["environment"]["torch"] == torch.__version__
+
+
+# -- exit codes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "no_such_module:net", "-i", "1x6"], "no module named 'no_such_module'"),
+        (["inspect", "models.py:nothing", "-i", "1x6"], "has no 'nothing'"),
+        (["inspect", "models.py:ml", "-i", "1x6"], "did you mean mlp"),
+        (["inspect", "models.py", "-i", "1x6"], "package.module:factory"),
+        (["inspect", "absent.py:net", "-i", "1x6"], "no file 'absent.py'"),
+        (["inspect", "models.py:number", "-i", "1x6"], "got int"),
+        (["inspect", "models.py:wrong", "-i", "1x6"], "returned list"),
+        (["inspect", "models.py:fails", "-i", "1x6"], "the weights are elsewhere"),
+        (["inspect", "models.py:mlp", "-i", "six"], "'six'"),
+        (["inspect", "models.py:mlp"], "--input"),
+        (["prune", "models.py:mlp", "-i", "1x6"], "exactly one"),
+        (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--params", "0.5"], "exactly one"),
+        (["prune", "models.py:mlp", "-i", "1x6", "--macs", "1.5"], "1.5"),
+        (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--criterion", "nonsense"], "nonsense"),
+        (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--scope", "nonsense"], "nonsense"),
+        (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--keep", "nonsense"], "nonsense"),
+        (["bench", "models.py:mlp", "-i", "1x6", "--runtime", "abacus"], "abacus"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("models")
+def test_what_is_not_as_needed_is_exit_code_2_with_one_message(arguments: list[str], message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == ExitCode.USAGE
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not result.stdout
+
+
+def test_a_forward_that_fails_is_exit_code_3(models: str) -> None:
+    result = call("inspect", f"{models}:Broken", "-i", "1x6")
+    assert result.exit_code == ExitCode.TRACE
+    assert "no forward here" in result.stderr
+
+
+def test_a_budget_out_of_reach_is_exit_code_4_with_the_range(models: str) -> None:
+    result = call("prune", f"{models}:mlp", "-i", "1x6", "--macs", "0.001", "--out", "small", "--json")
+    assert result.exit_code == ExitCode.BUDGET
+    assert json.loads(result.stdout)["error"]["exit_code"] == 4
+    assert not Path("small").exists()
+
+
+def test_a_network_with_nothing_to_cut_is_exit_code_4(models: str) -> None:
+    result = call("prune", f"{models}:OneLayer", "-i", "1x4", "--macs", "0.5")
+    assert result.exit_code == ExitCode.BUDGET
+    assert "model output" in result.stderr
+
+
+def test_a_failed_proof_is_exit_code_5_and_writes_nothing(
+    models: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise sp.VerificationError("layer '2' differs")
+
+    monkeypatch.setattr(sp, "prune", fails)
+    result = call(
+        "prune", f"{models}:mlp", "-i", "1x6", "--macs", "0.5", "--out", "small", "--onnx", "small.onnx"
+    )
+    assert result.exit_code == ExitCode.VERIFICATION
+    assert "layer '2' differs" in result.stderr
+    assert not Path("small").exists()
+    assert not Path("small.onnx").exists()
+
+
+def test_an_export_that_fails_is_exit_code_6_and_leaves_no_file(
+    models: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise sp.ExportError("output 0 differs")
+
+    monkeypatch.setattr(sp, "export_onnx", fails)
+    result = call("export", f"{models}:mlp", "-i", "1x6", "-o", "x.onnx")
+    assert result.exit_code == ExitCode.EXPORT
+    assert not Path("x.onnx").exists()
+
+
+def test_a_damaged_folder_is_exit_code_7(models: str) -> None:
+    call("prune", f"{models}:mlp", "-i", "1x6", "--macs", "0.5", "--out", "small")
+    weights = Path("small/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-40])
+    result = call("inspect", f"{models}:mlp", "-i", "1x6", "--folder", "small")
+    assert result.exit_code == ExitCode.STORAGE
+    assert "Traceback" not in result.output
+
+
+def test_a_folder_of_another_model_is_exit_code_7(models: str) -> None:
+    call("prune", f"{models}:mlp", "-i", "1x6", "--macs", "0.5", "--out", "small")
+    assert (
+        call("inspect", f"{models}:instance", "-i", "1x2", "--folder", "small").exit_code == ExitCode.STORAGE
+    )
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_internal_error_is_exit_code_1_with_a_traceback_only_on_request(
+    models: str, debug: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a slip")
+
+    monkeypatch.setattr(sp, "trace", fails)
+    result = call("inspect", f"{models}:mlp", "-i", "1x6", *(["--debug"] if debug else []))
+    assert result.exit_code == ExitCode.INTERNAL
+    assert "ZeroDivisionError: a slip" in result.stderr
+    assert ("Traceback" in result.stderr) == debug
+
+
+def test_ctrl_c_is_exit_code_130(models: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sp, "trace", interrupted)
+    result = call("inspect", f"{models}:mlp", "-i", "1x6")
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert "Traceback" not in result.output
+
+
+# -- as a process ----------------------------------------------------------------------------------
+
+
+def test_the_installed_program_speaks_json_on_stdout_and_nothing_else(models: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "structprune.cli",
+        "inspect",
+        "models:Literal",
+        "-i",
+        "1x1x6x6",
+        "--json",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(sp.__file__).parent.parent)}
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "models:Literal"
+    assert "noise of the model's own" in done.stderr
+
+
+def test_help_names_the_commands_and_the_exit_codes() -> None:
+    result = call("--help")
+    for word in ("demo", "inspect", "prune", "bench", "export", "Exit codes"):
+        assert word in result.stdout

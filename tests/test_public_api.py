@@ -1,0 +1,69 @@
+"""The public surface: what `structprune` offers, and that every name in it is documented."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import structprune as sp
+
+NAMES = [
+    # the way from a model to a smaller one, step by step and in one call
+    "trace", "score", "select", "apply_plan", "verify", "prune",
+    # what the steps pass on
+    "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "Layer", "PruningPlan",
+    "PruneReport", "PruneResult", "VerifyReport",
+    # measuring
+    "Measurement", "count_macs", "count_params", "measure_latency",
+    # files
+    "ExportReport", "export_onnx", "load", "save",
+    # unstructured
+    "finalize", "nonzeros", "sparsify",
+    # extending
+    "rule",
+    # errors
+    "BudgetError", "ExportError", "InputError", "PlanError", "StorageError", "StructpruneError", "TraceError",
+    "VerificationError",
+]  # fmt: skip
+
+
+def test_the_public_names_are_these_and_no_others() -> None:
+    assert sorted(sp.__all__) == sorted(NAMES)
+
+
+def test_all_is_sorted_so_that_a_change_is_easy_to_read() -> None:
+    assert list(sp.__all__) == sorted(sp.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_has_a_docstring_of_its_own(name: str) -> None:
+    found = getattr(sp, name)
+    assert (found.__doc__ or "").strip(), f"{name} has no docstring"
+    assert not (found.__doc__ or "").startswith(f"{name}("), (
+        f"{name} has only the docstring that dataclass makes"
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if inspect.isfunction(getattr(sp, name, None))])
+def test_every_public_function_is_typed(name: str) -> None:
+    function = getattr(sp, name)
+    untyped = [p.name for p in inspect.signature(function).parameters.values() if p.annotation is p.empty]
+    assert not untyped, f"{name}: no type for {untyped}"
+    assert "return" in function.__annotations__, f"{name}: no type for what it returns"
+
+
+def test_every_error_is_one_of_ours() -> None:
+    errors = [getattr(sp, name) for name in NAMES if name.endswith("Error")]
+    assert all(issubclass(error, sp.StructpruneError) for error in errors)
+    assert issubclass(sp.InputError, ValueError)
+
+
+def test_the_version_is_the_package_version() -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        installed = version("structprune")
+    except PackageNotFoundError:
+        pytest.skip("structprune runs from its source tree")
+    assert sp.__version__ == installed
