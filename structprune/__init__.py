@@ -14,13 +14,15 @@ from structprune.errors import (
 from structprune.export import ExportReport, export_onnx
 from structprune.graph import ChannelGroup, DependencyGraph, Frozen, Layer
 from structprune.importance import score
-from structprune.latency import Measurement, measure_latency
+from structprune.inputs import parse_inputs
+from structprune.latency import Measurement, Ratio, measure_latency, ratio
 from structprune.masking import finalize, nonzeros, sparsify
-from structprune.pipeline import PruneReport, PruneResult, count_macs, count_params, prune
+from structprune.measure import count_macs, count_params, peak_activation_bytes, weight_bytes
+from structprune.pipeline import PruneReport, PruneResult, prune
 from structprune.plan import Budget, PruningPlan
 from structprune.rules import rule
 from structprune.select import select
-from structprune.storage import load, save
+from structprune.storage import load, load_plans, save
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
 
@@ -41,6 +43,7 @@ __all__ = [
     "PruneReport",
     "PruneResult",
     "PruningPlan",
+    "Ratio",
     "StorageError",
     "StructpruneError",
     "TraceError",
@@ -52,9 +55,13 @@ __all__ = [
     "export_onnx",
     "finalize",
     "load",
+    "load_plans",
     "measure_latency",
     "nonzeros",
+    "parse_inputs",
+    "peak_activation_bytes",
     "prune",
+    "ratio",
     "rule",
     "save",
     "score",
@@ -62,4 +69,5 @@ __all__ = [
     "sparsify",
     "trace",
     "verify",
+    "weight_bytes",
 ]

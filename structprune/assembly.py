@@ -57,7 +57,11 @@ def _freeze_what_is_no_channel(run: Run) -> bool:
     changed = False
     for leaf in _leaves(dim for dims in run.named.values() for dim in dims):
         if leaf.frozen is None and not (leaf in produced and leaf in consumed):
-            what = "no layer produces these positions" if leaf not in produced else "no layer reads these positions"
+            what = (
+                "no layer produces these positions"
+                if leaf not in produced
+                else "no layer reads these positions"
+            )
             leaf.frozen = Frozen(what)
             changed = True
     return changed

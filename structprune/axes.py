@@ -68,6 +68,10 @@ Why = Callable[[], Frozen]
 """Called only when something has to be frozen: finding the user's line costs more than the algebra does."""
 
 
+Meet = Callable[["Atom", "Atom"], None]
+"""Called with two atoms that face each other."""
+
+
 class Expr:
     """A dimension of ``size`` positions."""
 
@@ -198,10 +202,11 @@ def freeze(expr: Expr, why: Frozen) -> None:
             leaf.frozen = why
 
 
-def unify(a: Expr, b: Expr, why: Why) -> None:
+def unify(a: Expr, b: Expr, why: Why, meet: Meet | None = None) -> None:
     """Make ``a`` and ``b`` keep the same positions; where no expression says so, both are frozen with ``why()``.
 
-    Raises AxisError where the sizes differ.
+    With ``meet`` they only get the same structure: it is called with each pair of atoms that face each other, which stay
+    two. Raises AxisError where the sizes differ.
     """
     a, b = normal(a), normal(b)
     if a is b:
@@ -212,17 +217,34 @@ def unify(a: Expr, b: Expr, why: Why) -> None:
         _unify_const(a, b, why)
     elif isinstance(a, Atom) and isinstance(b, Atom):
         old, new = (a, b) if a.uid < b.uid else (b, a)
-        _define(new, old)
+        if meet is None:
+            _define(new, old)
+        else:
+            meet(old, new)
     elif isinstance(a, Atom):
-        _define(a, b)
+        _define(a, b if meet is None else _mirrored(b, meet))
     elif isinstance(b, Atom):
-        _define(b, a)
+        _define(b, a if meet is None else _mirrored(a, meet))
     elif isinstance(a, Sum):
-        _unify_sum(a, b, why)
+        _unify_sum(a, b, why, meet)
     elif isinstance(b, Sum):
-        _unify_sum(b, a, why)
+        _unify_sum(b, a, why, meet)
     elif isinstance(a, Prod) and isinstance(b, Prod):
-        _unify_products(a, b, why)
+        _unify_products(a, b, why, meet)
+
+
+def _mirrored(expr: Expr, meet: Meet) -> Expr:
+    """Return an expression of the same structure over atoms of its own, each met with the one it mirrors."""
+    expr = normal(expr)
+    if isinstance(expr, Atom):
+        other = Atom(expr.size)
+        meet(expr, other)
+        return other
+    if isinstance(expr, Sum):
+        return total([_mirrored(part, meet) for part in expr.parts])
+    if isinstance(expr, Prod):
+        return product([_mirrored(item, meet) for item in expr.factors])
+    return Const(expr.size)
 
 
 def _define(target: Atom, expr: Expr) -> None:
@@ -238,24 +260,24 @@ def _unify_const(a: Expr, b: Expr, why: Why) -> None:
         freeze(other, known or why())
 
 
-def _unify_sum(a: Sum, b: Expr, why: Why) -> None:
+def _unify_sum(a: Sum, b: Expr, why: Why, meet: Meet | None) -> None:
     if isinstance(b, Sum) and [part.size for part in a.parts] == [part.size for part in b.parts]:
         for mine, other in zip(a.parts, b.parts, strict=True):
-            unify(mine, other, why)
+            unify(mine, other, why, meet)
         return
     rest = b
     for part in a.parts[:-1]:
         left, rest = split(rest, part.size, why)
-        unify(part, left, why)
-    unify(a.parts[-1], rest, why)
+        unify(part, left, why, meet)
+    unify(a.parts[-1], rest, why, meet)
 
 
-def _unify_products(a: Prod, b: Prod, why: Why) -> None:
+def _unify_products(a: Prod, b: Prod, why: Why, meet: Meet | None) -> None:
     left, right = [a.factors[0], *a.factors[1:]], [b.factors[0], *b.factors[1:]]
     while left and right:
         x, y = _pop_inner(left), _pop_inner(right)
         if x.size == y.size:
-            unify(x, y, why)
+            unify(x, y, why, meet)
             continue
         wide, narrow, stack = (x, y, left) if x.size > y.size else (y, x, right)
         if wide.size % narrow.size:
@@ -264,7 +286,7 @@ def _unify_products(a: Prod, b: Prod, why: Why) -> None:
             return
         outer, inner = factor(wide, wide.size // narrow.size, why)
         stack.append(outer)
-        unify(inner, narrow, why)
+        unify(inner, narrow, why, meet)
 
 
 def _pop_inner(stack: list[Expr]) -> Expr:

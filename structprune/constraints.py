@@ -71,7 +71,9 @@ def _demands(ledger: Ledger) -> tuple[list[Equation], list[Comparison]]:
     seen: set[tuple[object, ...]] = set()
     for comparison in ledger.comparisons:
         key = (comparison.symbol, str(comparison.left), str(comparison.right), comparison.where)
-        plain = not any(isinstance(leaf, Size) for node in (comparison.left, comparison.right) for leaf in node.leaves())
+        plain = not any(
+            isinstance(leaf, Size) for node in (comparison.left, comparison.right) for leaf in node.leaves()
+        )
         if plain and key in seen:
             continue
         seen.add(key)
@@ -148,7 +150,9 @@ def _freeze_tied(done: Settlement) -> bool:
     for leaf, root in classes.items():
         if leaf.frozen is None and root in reasons:
             reason = reasons[root]
-            leaf.frozen = Frozen(f"keeps the same number as a dimension that stays: {reason.reason}", reason.where)
+            leaf.frozen = Frozen(
+                f"keeps the same number as a dimension that stays: {reason.reason}", reason.where
+            )
             changed = True
     return changed
 
@@ -183,7 +187,7 @@ def _equal(done: Settlement, demand: Equation, counts: Mapping[Atom, int]) -> bo
 
 def _repair(done: Settlement, demand: Equation) -> None:
     involved = _involved(done, (demand.left, demand.right))
-    if _tie(done, demand, involved) or _join(done, demand):
+    if _tie(done, demand, involved) or (_join(done, demand) and _holds(done, demand)):
         return
     reason = Frozen(_reason(demand), demand.where)
     for leaf in sorted(involved, key=lambda leaf: leaf.size):
@@ -210,12 +214,27 @@ def _tie(done: Settlement, demand: Equation, involved: list[Atom]) -> bool:
 
 
 def _join(done: Settlement, demand: Equation) -> bool:
-    """Join two dimensions whose sizes must be equal: they then keep the same positions."""
-    left, right = _as_expr(done, demand.left), _as_expr(done, demand.right)
-    if left is None or right is None or left.size != right.size or isinstance(left, Const) or isinstance(right, Const):
+    """Give two dimensions whose sizes must be equal the same structure, and tie the counts of what faces each other."""
+    pair = _as_expr(done, demand.left), _as_expr(done, demand.right)
+    if isinstance(demand.right, Operation) and demand.right.symbol == "//":
+        whole, part = (_as_expr(done, operand) for operand in demand.right.operands)
+        if whole is not None and part is not None and pair[0] is not None:
+            pair = whole, product((part, pair[0]))
+    left, right = pair
+    if (
+        left is None
+        or right is None
+        or left.size != right.size
+        or isinstance(left, Const)
+        or isinstance(right, Const)
+    ):
         return False
-    axes.unify(left, right, lambda: Frozen(_reason(demand), demand.where))
-    return True
+    before = {leaf for expr in (left, right) for leaf in axes.leaves(expr) if leaf.frozen is None}
+    axes.unify(
+        left, right, lambda: Frozen(_reason(demand), demand.where), lambda a, b: done.ties.append((a, b))
+    )
+    _freeze_tied(done)
+    return bool(before)
 
 
 def _reason(demand: Equation) -> str:

@@ -48,7 +48,9 @@ class Polynomial:
         return found[:-1]
 
 
-def compile_products(products: Iterable[Sequence[Expr]], variables: Mapping[Atom, int], count: int) -> Polynomial:
+def compile_products(
+    products: Iterable[Sequence[Expr]], variables: Mapping[Atom, int], count: int
+) -> Polynomial:
     """Return the polynomial of a sum of products of sizes; atoms that are no variable count with their full size."""
     terms: _Terms = {}
     expanded: dict[int, tuple[Expr, _Terms]] = {}

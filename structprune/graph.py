@@ -79,7 +79,12 @@ class DependencyGraph:
     """
 
     def __init__(
-        self, groups: tuple[ChannelGroup, ...], run: Run, settled: Settlement, fingerprint: str, parameters: frozenset[str]
+        self,
+        groups: tuple[ChannelGroup, ...],
+        run: Run,
+        settled: Settlement,
+        fingerprint: str,
+        parameters: frozenset[str],
     ) -> None:
         self.groups = groups
         self.fingerprint = fingerprint
@@ -95,7 +100,9 @@ class DependencyGraph:
     def polynomial(self, quantity: str) -> Polynomial:
         """Return the price of a quantity, ``"macs"``, ``"params"`` or ``"channels"``, as a polynomial of the counts."""
         if quantity not in self._prices:
-            self._prices[quantity] = compile_products(self._products(quantity), self._variables(), len(self.groups))
+            self._prices[quantity] = compile_products(
+                self._products(quantity), self._variables(), len(self.groups)
+            )
         return self._prices[quantity]
 
     def _products(self, quantity: str) -> Iterator[tuple[Expr, ...]]:
@@ -147,10 +154,17 @@ class DependencyGraph:
     def _behind(self, *nodes: object) -> tuple[int, ...]:
         from structprune.constraints import _involved
 
-        return tuple(self._position[leaf] for leaf in _involved(self._settled, nodes) if leaf in self._position)  # type: ignore[arg-type]
+        return tuple(
+            self._position[leaf] for leaf in _involved(self._settled, nodes) if leaf in self._position
+        )  # type: ignore[arg-type]
 
     def plan(
-        self, keep: Mapping[str, Sequence[int]], *, budget: Budget | None = None, criterion: str = "", scope: str = ""
+        self,
+        keep: Mapping[str, Sequence[int]],
+        *,
+        budget: Budget | None = None,
+        criterion: str = "",
+        scope: str = "",
     ) -> PruningPlan:
         """Return the plan that keeps the channels ``keep`` of each named group, and all of the others.
 
@@ -164,11 +178,15 @@ class DependencyGraph:
         counts = np.array([len(kept[group.name]) for group in self.groups], dtype=np.int64)
         self._check(counts)
         cut = {g.atom: kept[g.name] for g in self.groups if len(kept[g.name]) < g.size}
-        tensors = {name: dims for name, dims in ((n, _positions(d, cut)) for n, d in self.run.named.items()) if dims}
+        tensors = {
+            name: dims for name, dims in ((n, _positions(d, cut)) for n, d in self.run.named.items()) if dims
+        }
         return PruningPlan(
             fingerprint=self.fingerprint,
             groups=tuple(
-                GroupPlan(g.name, g.size, tuple(kept[g.name].tolist())) for g in self.groups if g.frozen is None
+                GroupPlan(g.name, g.size, tuple(kept[g.name].tolist()))
+                for g in self.groups
+                if g.frozen is None
             ),
             tensors=tensors,
             shapes={name: self.shapes[name] for name in tensors},
@@ -184,7 +202,9 @@ class DependencyGraph:
             if group.frozen is None:
                 name, other = by_tie.setdefault(group.tie, (group.name, int(count)))
                 if other != count:
-                    raise PlanError(f"groups {name!r} and {group.name!r} must keep equal numbers, got {other} and {count}")
+                    raise PlanError(
+                        f"groups {name!r} and {group.name!r} must keep equal numbers, got {other} and {count}"
+                    )
         for violation in self.violations(counts):
             raise PlanError(f"the cut would change a decision of the model's code: {violation.reason}")
 

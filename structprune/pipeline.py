@@ -20,7 +20,7 @@ from structprune.selectors import module_names
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
 
-__all__ = ["PruneReport", "PruneResult", "count_macs", "count_params", "prune"]
+__all__ = ["PruneReport", "PruneResult", "prune"]
 
 
 @dataclass(frozen=True)
@@ -124,25 +124,3 @@ def _report(graph: DependencyGraph, plan: PruningPlan, proof: VerifyReport | Non
         frozen=tuple((group.name, str(group.frozen)) for group in graph.groups if group.frozen is not None),
         verify=proof,
     )
-
-
-def count_macs(model: nn.Module, example_inputs: Any) -> int:
-    """Return the multiply-accumulates of one forward on ``example_inputs``; 1 MAC is 2 FLOPs.
-
-    Counted are contractions (matrix products, convolutions, attention), from the shapes of one run without arithmetic.
-
-    >>> import torch
-    >>> count_macs(nn.Linear(4, 8), torch.zeros(3, 4))
-    96
-    """
-    graph = trace(model, example_inputs)
-    return round(graph.price("macs", graph.sizes()))
-
-
-def count_params(model: nn.Module) -> int:
-    """Return the number of elements of all parameters, tied ones counted once.
-
-    >>> count_params(nn.Linear(4, 8))
-    40
-    """
-    return sum(parameter.numel() for parameter in model.parameters())

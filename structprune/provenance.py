@@ -17,7 +17,19 @@ from typing import Any
 
 from structprune.axes import Atom, Expr, size_under
 
-__all__ = ["Attribute", "Comparison", "Equation", "Ledger", "Literal", "Node", "Operation", "Size", "TracedInt", "node_of", "user_line"]
+__all__ = [
+    "Attribute",
+    "Comparison",
+    "Equation",
+    "Ledger",
+    "Literal",
+    "Node",
+    "Operation",
+    "Size",
+    "TracedInt",
+    "node_of",
+    "user_line",
+]
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -174,7 +186,9 @@ class Ledger:
     def compare(self, function: Any, symbol: str, left: TracedInt, right: int) -> bool:
         truth = bool(function(int(left), int(right)))
         if self.open:
-            self.comparisons.append(Comparison(function, symbol, left.node, node_of(right), truth, user_line()))
+            self.comparisons.append(
+                Comparison(function, symbol, left.node, node_of(right), truth, user_line())
+            )
         return truth
 
 

@@ -56,7 +56,9 @@ class Replay(Tracer):
         finally:
             self.muted = False
 
-    def _step(self, operation: Any, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _step(
+        self, operation: Any, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         site = self.sites.get(self.context.index)
         if site is None:
             out = operation(*args, **kwargs)

@@ -26,4 +26,6 @@ def _name(model: nn.Module, module: nn.Module) -> str:
     for name, candidate in model.named_modules():
         if candidate is module:
             return name
-    raise InputError(f"{type(module).__name__} is no module of the model given; use one of its own, or a name")
+    raise InputError(
+        f"{type(module).__name__} is no module of the model given; use one of its own, or a name"
+    )

@@ -24,7 +24,7 @@ from structprune.axes import Const, Expr, Frozen
 from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import map_tensors, normalize_inputs, tensors_in
-from structprune.provenance import Size, TracedInt
+from structprune.provenance import Size, TracedInt, user_line
 from structprune.rules import Call, Context, FunctionCall, Uncovered, lookup, lookup_function
 from structprune.rules.context import Dims, constants, free, iter_tensors
 
@@ -32,9 +32,20 @@ __all__ = ["Record", "Run", "Tracer", "run_traced"]
 
 _INPUT = Frozen("model input")
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-_COSTED = frozenset(("mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear"))
+# Judged even where nothing may be cut: operations that cost MACs, and those that make dimensions from nothing.
+_ALWAYS = frozenset(
+    ("mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear", "expand", "_trilinear")
+)
 _NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
 _FASTPATH = threading.RLock()
+
+
+class RuleError(TraceError):
+    """A rule and an operation disagree: a mistake in the rule, never in the user's model."""
+
+
+def _forms(call: Call) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in call.tensors())
 
 
 class IdentityMap(MutableMapping[Any, Dims]):
@@ -108,9 +119,9 @@ class Tracer:
         if self.muted:
             return operation(*args, **kwargs)
         out = self.execute(operation, args, kwargs)
-        rule, name, names, defaults, costed = self._known.get(operation) or self._learn(operation)
+        rule, name, names, defaults, always = self._known.get(operation) or self._learn(operation)
         context = self.context
-        if costed or self._concerns(args, kwargs):
+        if always or self._concerns(args, kwargs):
             arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
             self.judge(rule, Call(context, name, arguments, out))
         self._passed(name, args, kwargs, out)
@@ -129,6 +140,10 @@ class Tracer:
             rule(call)
         except Uncovered as reason:
             call.freeze_all(str(reason))
+        except (TypeError, KeyError, IndexError, ValueError, AttributeError, AssertionError) as error:
+            raise RuleError(
+                f"the rule of {call.name} fails on {_forms(call)} at {user_line()}: {error!r}"
+            ) from error
 
     def _learn(self, operation: Any) -> tuple[Any, str, tuple[str, ...], dict[str, Any], bool]:
         schema = operation._schema
@@ -136,7 +151,7 @@ class Tracer:
         name = name.rstrip("_") if namespace in ("aten", "prims") else schema.name
         names = tuple(argument.name for argument in schema.arguments)
         defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        known = (lookup(operation), name, names, defaults, name in _COSTED)
+        known = (lookup(operation), name, names, defaults, name in _ALWAYS)
         self._known[operation] = known
         return known
 
@@ -170,7 +185,8 @@ class Tracer:
         self.records.append(Record(self.context.layer, name, reads, writes))
         for tensor in iter_tensors((out,)):
             if tensor not in dims:
-                dims[tensor] = constants(tensor)
+                why = _INPUT if tensor in self.context.live else None
+                dims[tensor] = tuple(Const(size, why) for size in tensor.shape)
 
     # -- functions -----------------------------------------------------------------------------------------------
 
@@ -186,7 +202,11 @@ class Tracer:
         outer, self.context.function = self.context.function, call
         try:
             found = lookup_function(function)
-            out = function(*args, **kwargs) if found is None else self._as_one(found, name, function, args, kwargs)
+            out = (
+                function(*args, **kwargs)
+                if found is None
+                else self._as_one(found, name, function, args, kwargs)
+            )
         finally:
             self.context.function = outer
         if call.traced:
@@ -195,7 +215,9 @@ class Tracer:
                     self.context.ledger.number(value)
         return out
 
-    def _as_one(self, found: Any, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _as_one(
+        self, found: Any, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         rule, parameters = found
         arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
         self.muted = True
@@ -239,7 +261,9 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.tracer = tracer
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         return self.tracer.dispatch(func, args, kwargs or {})
 
 
@@ -248,7 +272,9 @@ class _Functions(TorchFunctionMode):
         super().__init__()
         self.tracer = tracer
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         return self.tracer.function(func, args, kwargs or {})
 
 
@@ -266,12 +292,18 @@ def _collect(call: FunctionCall, values: Any) -> None:
             _collect(call, (value.start, value.stop, value.step))
 
 
-def _on_meta(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _on_meta(
+    operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Move what an operation creates, or what was created outside the trace, to the meta device."""
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("meta")}
     tensors = list(iter_tensors((args, list(kwargs.values()))))
-    if not tensors and "device" not in kwargs and any(a.name == "device" for a in operation._schema.arguments):
+    if (
+        not tensors
+        and "device" not in kwargs
+        and any(a.name == "device" for a in operation._schema.arguments)
+    ):
         kwargs = {**kwargs, "device": torch.device("meta")}
     if any(not tensor.is_meta and tensor.ndim for tensor in tensors):
         args, kwargs = map_tensors((args, kwargs), lambda t: t.to("meta") if t.ndim else t)
@@ -289,7 +321,7 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
             break
         try:
             return _run(model, args, kwargs, Tracer(kind))
-        except (AssertionError, axes.AxisError):
+        except RuleError:
             raise
         except Exception as error:  # the public boundary around the user's forward: any error it can raise
             first = error if first is None or kind == "real" else first
@@ -313,7 +345,14 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
         context.live[tensor] = ()
     clone.eval()
     _follow_layers(clone, context)
-    with torch.no_grad(), mode, _transparent_functionals(), _random_state(tracer.kind), _Operations(tracer), _Functions(tracer):
+    with (
+        torch.no_grad(),
+        mode,
+        _transparent_functionals(),
+        _random_state(tracer.kind),
+        _Operations(tracer),
+        _Functions(tracer),
+    ):
         result = clone(*args, **kwargs)
     context.ledger.open = False
     outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
@@ -428,5 +467,3 @@ def _random_state(kind: str) -> Iterator[None]:
         return
     with torch.random.fork_rng(devices=[]):
         yield
-
-

@@ -74,7 +74,9 @@ def verify(original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_in
     """
     check_plan(original, plan)
     if any(tensor.is_meta for tensor in named_tensors(original).values()):
-        raise InputError("a model on the meta device has no weights to verify: pass verify=False, or give it weights")
+        raise InputError(
+            "a model on the meta device has no weights to verify: pass verify=False, or give it weights"
+        )
     reference, small = _double(original), _double(pruned)
     inputs = _informative(example_inputs)
     tracer = Tracer("real")
@@ -148,7 +150,9 @@ class _Proof:
             found.append(tensor.clone())
         return found
 
-    def _compared(self, seen: dict[int, list[torch.Tensor]], again: Any, tolerance: float, select: bool) -> str:
+    def _compared(
+        self, seen: dict[int, list[torch.Tensor]], again: Any, tolerance: float, select: bool
+    ) -> str:
         differing: list[str] = []
 
         def observe(index: int, layer: str, out: Any) -> None:
@@ -217,7 +221,9 @@ def _touches(arguments: Any, cut: dict[Atom, np.ndarray]) -> bool:
     return any(leaf in cut for dims in arguments.values() for dim in dims for leaf in axes.leaves(dim))
 
 
-def _fill_removed(tensor: torch.Tensor, dims: Any, cut: dict[Atom, np.ndarray], generator: torch.Generator) -> None:
+def _fill_removed(
+    tensor: torch.Tensor, dims: Any, cut: dict[Atom, np.ndarray], generator: torch.Generator
+) -> None:
     for axis, dim in enumerate(dims):
         kept = kept_positions(dim, cut)
         if kept is not None:

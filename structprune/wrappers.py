@@ -22,19 +22,23 @@ def refuse_wrapped(model: nn.Module) -> None:
         if nn.parameter.is_lazy(tensor):
             raise TraceError(f"{name} has no shape yet: run the model once on an example, then prune it")
         if tensor.is_quantized or tensor.layout != torch.strided:
-            raise TraceError(f"{name} is quantised or sparse: prune the dense floating-point model, then convert it")
+            raise TraceError(
+                f"{name} is quantised or sparse: prune the dense floating-point model before it is converted"
+            )
 
 
 def _advice(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
-        return "prune the Python module it was made from, then script or trace the result"
+        return "prune the Python module before it is scripted or traced, then script the result"
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return "prune model.module, then wrap the result again and make a new optimizer"
     kind = type(module)
     if hasattr(module, "_orig_mod") and kind.__module__.startswith("torch._dynamo"):
-        return "prune model._orig_mod, then call torch.compile on the result"
+        return "prune before torch.compile: prune model._orig_mod, then compile the result"
     if kind.__module__.startswith("torch.distributed.fsdp"):
         return "prune the module before it is sharded, then wrap the result"
     if ".quantized" in kind.__module__ and kind.__module__.startswith("torch.ao"):
-        return "prune the floating-point model, fine-tune it, then quantise"
+        return (
+            "prune before quantising: prune and fine-tune the floating-point model, then quantise the result"
+        )
     return ""

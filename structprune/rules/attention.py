@@ -31,10 +31,12 @@ def scaled_dot_product_attention(c: Call) -> None:
     c.macs(*heads, query[-2], key[-2], query[-1])
     c.macs(*heads, query[-2], key[-2], value[-1])
     c.set(c.out, (*heads, query[-2], value[-1]))
-    c.contract([query[-1]], query=len(query) - 1, key=len(key) - 1)
+    c.contract([query[-1]], {"query": len(query) - 1, "key": len(key) - 1})
 
 
-def _heads(c: Call, query: tuple[Expr, ...], key: tuple[Expr, ...], value: tuple[Expr, ...]) -> tuple[Expr, ...]:
+def _heads(
+    c: Call, query: tuple[Expr, ...], key: tuple[Expr, ...], value: tuple[Expr, ...]
+) -> tuple[Expr, ...]:
     if not c.get("enable_gqa", False):
         return broadcast(c, [query[:-2], key[:-2], value[:-2]], len(query) - 2)
     shared = product((key[-3], Const(query[-3].size // key[-3].size)))

@@ -106,7 +106,9 @@ class Call:
             return
         sizes = [dim.size for dim in dims]
         if sizes != list(tensor.shape):
-            raise AssertionError(f"the rule of {self.name} gives {sizes} for a tensor of shape {list(tensor.shape)}")
+            raise AssertionError(
+                f"the rule of {self.name} gives {sizes} for a tensor of shape {list(tensor.shape)}"
+            )
         self.context.dims[tensor] = tuple(dims)
 
     def why(self, reason: str) -> Why:
@@ -116,7 +118,11 @@ class Call:
     def unify(self, a: Expr, b: Expr, reason: str | None = None) -> None:
         """Make two dimensions keep the same positions."""
         if a is not b:
-            axes.unify(a, b, self.why(reason or f"{self.name} joins dimensions of different structure"))
+            fixed = isinstance(axes.normal(a), Const) or isinstance(axes.normal(b), Const)
+            usual = (
+                f"{self.name} joins it with a dimension of {'fixed size' if fixed else 'another structure'}"
+            )
+            axes.unify(a, b, self.why(reason or usual))
 
     def freeze(self, expr: Expr, reason: str) -> None:
         """Freeze a dimension, naming the user's line."""
@@ -169,12 +175,14 @@ class Call:
         self.context.roles.setdefault(id(expr), role)
         (self.context.produced if role == "out" else self.context.consumed).append(expr)
 
-    def contract(self, reduced: Sequence[Expr], **axes: int) -> None:
+    def contract(self, reduced: Sequence[Expr], axes: Mapping[str, int]) -> None:
         """Note a contraction over ``reduced``; ``axes`` gives for each argument the dimension that is contracted."""
         self.context.consumed.extend(reduced)
         self._site({name: self.dims(self[name]) for name in axes}, tuple(reduced), axes=axes)
 
-    def statistic(self, changes: str, arguments: Mapping[str, Dims], reduced: Sequence[Expr], **more: Any) -> None:
+    def statistic(
+        self, changes: str, arguments: Mapping[str, Dims], reduced: Sequence[Expr], **more: Any
+    ) -> None:
         """Note a statistic over ``reduced``; ``changes`` says what a cut changes there (empty: nothing)."""
         self.context.consumed.extend(reduced)
         self._site(arguments, tuple(reduced), changes=changes, **more)
@@ -184,7 +192,9 @@ class Call:
             context = self.context
             more["outputs"] = tuple(context.dims.get(tensor, ()) for tensor in iter_tensors([self.out]))
             where = user_line() if more.get("changes") else ""
-            context.sites.append(Site(context.index, self.name, where, context.layer, arguments, reduced, **more))
+            context.sites.append(
+                Site(context.index, self.name, where, context.layer, arguments, reduced, **more)
+            )
 
     def weight(self, *names: str) -> str | None:
         """Return which of two operands is the layer's weight: the one that no input reaches, the last if both are such."""

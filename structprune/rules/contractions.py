@@ -28,7 +28,7 @@ def _matrix_product(c: Call, left: str, right: str) -> tuple[Expr, ...]:
 
 def _mark(c: Call, left: str, right: str) -> None:
     a, b = c.dims(c[left]), c.dims(c[right])
-    c.contract([a[-1]], **{left: len(a) - 1, right: max(len(b) - 2, 0)})
+    c.contract([a[-1]], {left: len(a) - 1, right: max(len(b) - 2, 0)})
 
 
 @rule("mm", "mv", "dot", "bmm", "vdot", "_scaled_mm")
@@ -69,10 +69,18 @@ def linear(c: Call) -> None:
         c.unify(weight[0], c.dims(c["bias"])[-1])
     c.macs(*x[:-1], *weight)
     c.set(c.out, (*x[:-1], *weight[:-1]))
-    c.contract([x[-1]], input=len(x) - 1, weight=len(weight) - 1)
+    c.contract([x[-1]], {"input": len(x) - 1, "weight": len(weight) - 1})
 
 
-@rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution", "thnn_conv2d", "slow_conv3d")
+@rule(
+    "convolution",
+    "_convolution",
+    "convolution_overrideable",
+    "mkldnn_convolution",
+    "cudnn_convolution",
+    "thnn_conv2d",
+    "slow_conv3d",
+)
 def convolution(c: Call) -> None:
     """[b, [g i], ...], [[g o], i, ...] -> [b, [g o], ...]; transposed: the weight is [[g i], o, ...]."""
     x, weight = c.dims(c["input"]), c.dims(c["weight"])
@@ -81,7 +89,9 @@ def convolution(c: Call) -> None:
         c.freeze(dim, "a convolution slides along this dimension")
     for dim in weight[2:]:
         axes.freeze(dim, KERNEL)
-    reduced, inner, produced = (_transposed if c.get("transposed", False) else _plain)(c, x[1], weight, groups)
+    reduced, inner, produced = (_transposed if c.get("transposed", False) else _plain)(
+        c, x[1], weight, groups
+    )
     if c.get("bias") is not None:
         c.unify(produced, c.dims(c["bias"])[0])
     out = (x[0], produced, *(Const(size) for size in c.out.shape[2:]))
@@ -89,11 +99,13 @@ def convolution(c: Call) -> None:
     places = x[2:] if c.get("transposed", False) else out[2:]
     c.macs(x[0], produced, *places, inner, *kernel)
     c.set(c.out, out)
-    c.contract(reduced, input=1, weight=0 if c.get("transposed", False) else 1)
+    c.contract(reduced, {"input": 1, "weight": 0 if c.get("transposed", False) else 1})
 
 
 def _grouped(c: Call, dim: Expr, groups: int) -> tuple[Expr, Expr]:
-    return axes.factor(dim, groups, c.why("the groups of a convolution cut across the structure of its channels"))
+    return axes.factor(
+        dim, groups, c.why("the groups of a convolution cut across the structure of its channels")
+    )
 
 
 def _tie_groups(c: Call, group: Expr, groups: int) -> None:
@@ -102,7 +114,10 @@ def _tie_groups(c: Call, group: Expr, groups: int) -> None:
 
 
 def _plain(c: Call, channels: Expr, weight: Dims, groups: int) -> tuple[list[Expr], Expr, Expr]:
-    c.role(weight[1] if groups == 1 or weight[1].size > 1 else weight[0], "in" if weight[1].size > 1 else "affine")
+    c.role(
+        weight[1] if groups == 1 or weight[1].size > 1 else weight[0],
+        "in" if weight[1].size > 1 else "affine",
+    )
     c.role(weight[0], "out")
     if groups == 1:
         c.unify(channels, weight[1])
@@ -124,3 +139,23 @@ def _transposed(c: Call, channels: Expr, weight: Dims, groups: int) -> tuple[lis
     lead, inner = _grouped(c, channels, groups)
     _tie_groups(c, lead, groups)
     return [inner], inner, product((lead, weight[1]))
+
+
+@rule("_trilinear")
+def trilinear(c: Call) -> None:
+    """[b, i], [o, i, j], [b, j] -> [b, o], each operand unsqueezed where it lacks a dimension."""
+    rank = c.out.ndim + len(c["sumdim"])
+    operands = [list(c.dims(c[name])) for name in ("i1", "i2", "i3")]
+    for dims, added in zip(operands, (c["expand1"], c["expand2"], c["expand3"]), strict=True):
+        for axis in sorted(added):
+            dims.insert(axis, Const(1))
+    full = broadcast(c, operands, rank)
+    reduced = sorted(axis % rank for axis in c["sumdim"])
+    weight = operands[1]
+    for axis, dim in enumerate(weight):
+        if dim.size > 1:
+            c.role(dim, "in" if axis in reduced else "out")
+    c.macs(*full)
+    c.set(c.out, [dim for axis, dim in enumerate(full) if axis not in reduced])
+    arguments = {name: c.dims(c[name]) for name in ("i1", "i2", "i3")}
+    c.statistic("", arguments, [full[axis] for axis in reduced])

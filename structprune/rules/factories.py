@@ -9,7 +9,21 @@ from structprune.rules.registry import rule
 from structprune.rules.views import repeated
 
 
-@rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full", "empty_strided", "new_empty_strided", "empty_permuted")
+@rule(
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "rand",
+    "randn",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+    "new_full",
+    "empty_strided",
+    "new_empty_strided",
+    "empty_permuted",
+)
 def filled(c: Call) -> None:
     """-> [n]: every position holds the same, so a size taken from an axis makes it that axis."""
     sizes = list(c["size"])
@@ -21,7 +35,22 @@ def filled(c: Call) -> None:
     c.set(c.out, out)
 
 
-@rule("arange", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices", "hann_window", "scalar_tensor", "randint", "range", "kaiser_window", "hamming_window", "blackman_window")
+@rule(
+    "arange",
+    "linspace",
+    "logspace",
+    "eye",
+    "randperm",
+    "tril_indices",
+    "triu_indices",
+    "hann_window",
+    "scalar_tensor",
+    "randint",
+    "range",
+    "kaiser_window",
+    "hamming_window",
+    "blackman_window",
+)
 def counted(c: Call) -> None:
     """-> [n]: every position holds its own number, so a size taken from an axis freezes that axis."""
     function = c.context.function

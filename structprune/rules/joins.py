@@ -51,12 +51,20 @@ def cut_at(c: Call, dim: Expr, sizes: Sequence[int]) -> list[Expr]:
 def split_equally(c: Call, dim: Expr, parts: int) -> list[Expr]:
     """Return the ``parts`` equal pieces of ``dim``, whose counts stay equal whatever is cut."""
     pieces = cut_at(c, dim, [dim.size // parts] * parts)
-    for piece in pieces:
-        c.equate(piece, ceil_div(Size(dim), parts), f"{parts} equal parts")
+    for piece, node in zip(pieces, _equal_parts(dim, pieces), strict=True):
+        c.equate(piece, node, f"a split into {parts} equal parts")
     return pieces
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "chunk", "split_copy")
+@rule(
+    "split",
+    "split_with_sizes",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "unsafe_chunk",
+    "chunk",
+    "split_copy",
+)
 def split(c: Call) -> None:
     """[(a + b)] -> [a], [b]: pieces by the sizes the code gives, or equal ones."""
     outputs = list(c.out)
@@ -71,11 +79,18 @@ def split(c: Call) -> None:
         node = c.node(given) if given is not None and len(outputs) > 1 else None
         nodes = [node] * (len(outputs) - 1) + [None]
         if node is None and len(outputs) > 1:
-            nodes = [ceil_div(Size(whole), len(outputs))] * (len(outputs) - (whole.size % len(outputs) > 0))
-            nodes += [None] * (len(outputs) - len(nodes))
+            nodes = _equal_parts(whole, pieces)
     for tensor, piece, node in zip(outputs, pieces, nodes, strict=True):
         c.equate(piece, node, "a split")
         c.set(tensor, [piece if i == axis else dim for i, dim in enumerate(dims)])
+
+
+def _equal_parts(whole: Expr, pieces: Sequence[Expr]) -> list[Node | None]:
+    """Return what the pieces of a chunk are equal to: the first one, or where it does not come out even, the quotient."""
+    if whole.size % len(pieces) == 0:
+        return [None, *(Size(pieces[0]) for _ in pieces[1:])]
+    quotient = ceil_div(Size(whole), len(pieces))
+    return [*(quotient for _ in pieces[1:]), None]
 
 
 @rule("unbind", "unbind_copy")
@@ -143,7 +158,9 @@ def constant_pad(c: Call) -> None:
     for number in range(len(pads) // 2):
         axis = len(dims) - 1 - number
         ends: list[Expr] = []
-        for pad, node in zip(pads[2 * number : 2 * number + 2], nodes[2 * number : 2 * number + 2], strict=True):
+        for pad, node in zip(
+            pads[2 * number : 2 * number + 2], nodes[2 * number : 2 * number + 2], strict=True
+        ):
             ends.append(Const(max(pad, 0)))
             if pad and node is not None and not isinstance(node, Literal):
                 c.equate(Const(pad), node, "a padding")

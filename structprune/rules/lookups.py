@@ -76,7 +76,17 @@ def gather(c: Call) -> None:
     c.set(c.out, places)
 
 
-@rule("index_put", "_index_put_impl", "index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce", "_unsafe_index_put")
+@rule(
+    "index_put",
+    "_index_put_impl",
+    "index_add",
+    "index_copy",
+    "index_fill",
+    "scatter",
+    "scatter_add",
+    "scatter_reduce",
+    "_unsafe_index_put",
+)
 def write_by_index(c: Call) -> None:
     """[n], [a], positions, values -> [n], [a]: written by number along n; other dimensions stay together."""
     x = c["self"]
@@ -116,7 +126,19 @@ def _index_put(c: Call, dims: tuple[object, ...]) -> None:
             c.freeze(dim, "positions are written by their number")
 
 
-@rule("nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "masked_scatter", "bincount", "histc", "searchsorted", "bucketize", "multinomial")
+@rule(
+    "nonzero",
+    "masked_select",
+    "unique_consecutive",
+    "_unique2",
+    "unique_dim",
+    "masked_scatter",
+    "bincount",
+    "histc",
+    "searchsorted",
+    "bucketize",
+    "multinomial",
+)
 def by_value(c: Call) -> None:
     """[n] -> [?]: the values decide which positions come out, so nothing that goes in may be cut."""
     c.freeze_all(f"{c.name} picks positions by value")

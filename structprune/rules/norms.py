@@ -53,7 +53,12 @@ def layer_norm(c: Call) -> None:
     for statistics in out[1:]:
         if statistics.ndim:
             c.set(statistics, [*lead, *(axes.Const(1) for _ in sizes)][: statistics.ndim])
-    c.statistic("its statistics are taken over the kept channels", arguments, last, integers={"normalized_shape": last})
+    c.statistic(
+        "its statistics are taken over the kept channels",
+        arguments,
+        last,
+        integers={"normalized_shape": last},
+    )
 
 
 @rule("native_group_norm", "group_norm")
@@ -61,7 +66,9 @@ def group_norm(c: Call) -> None:
     """[b, [g i], ...], [[g i]], [[g i]] -> [b, [g i], ...]: statistics over i in each of the g groups."""
     dims = c.dims(c["input"])
     groups = c.get("group", c.get("num_groups"))
-    lead, inner = axes.factor(dims[1], groups, c.why("the groups of a norm cut across the structure of its channels"))
+    lead, inner = axes.factor(
+        dims[1], groups, c.why("the groups of a norm cut across the structure of its channels")
+    )
     c.equate(lead, c.node(groups), "the groups of a norm")
     arguments = {"input": dims}
     for name in ("weight", "bias"):

@@ -27,7 +27,18 @@ def broadcast(c: Call, operands: Sequence[Sequence[Expr]], rank: int) -> tuple[E
     return tuple(out)
 
 
-@rule("pointwise", "where", "masked_fill", "lerp", "addcmul", "addcdiv", "native_dropout", "_foreach_add", "copy", "fused_dropout")
+@rule(
+    "pointwise",
+    "where",
+    "masked_fill",
+    "lerp",
+    "addcmul",
+    "addcdiv",
+    "native_dropout",
+    "_foreach_add",
+    "copy",
+    "fused_dropout",
+)
 def pointwise(c: Call) -> None:
     """[n], [n] -> [n]: every operand of more than one position keeps what the others keep."""
     operands = [c.dims(tensor) for tensor in c.tensors()]
@@ -119,6 +130,17 @@ def glu(c: Call) -> None:
     c.set(c.out, dims)
 
 
-@rule("_local_scalar_dense", "is_same_size", "equal", "_assert_async", "_assert_tensor_metadata", "sym_size", "sym_numel", "is_nonzero", "item", "allclose")
+@rule(
+    "_local_scalar_dense",
+    "is_same_size",
+    "equal",
+    "_assert_async",
+    "_assert_tensor_metadata",
+    "sym_size",
+    "sym_numel",
+    "is_nonzero",
+    "item",
+    "allclose",
+)
 def reads_a_value(c: Call) -> None:
     """[] -> number: the value is the program's to use; nothing is learned about axes."""

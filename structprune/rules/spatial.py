@@ -14,7 +14,11 @@ _POOLS += [f"_adaptive_avg_pool{n}d" for n in (2, 3)] + [f"fractional_max_pool{n
 _POOLS += [f"max_pool{n}d_with_indices" for n in (2, 3)] + [f"max_unpool{n}d" for n in (2, 3)]
 _RESIZE = ["upsample_linear1d", "upsample_trilinear3d"]
 _RESIZE += [f"upsample_nearest{n}d" for n in (1, 2, 3)] + [f"_upsample_nearest_exact{n}d" for n in (1, 2, 3)]
-_RESIZE += [f"{mark}upsample_{kind}2d{aa}" for kind in ("bilinear", "bicubic") for mark, aa in (("", ""), ("_", "_aa"))]
+_RESIZE += [
+    f"{mark}upsample_{kind}2d{aa}"
+    for kind in ("bilinear", "bicubic")
+    for mark, aa in (("", ""), ("_", "_aa"))
+]
 _PADS = [f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)]
 
 
@@ -67,7 +71,9 @@ def channel_shuffle(c: Call) -> None:
     """[b, [g k], ...] -> [b, [k g], ...]."""
     dims = list(c.dims(c["self"]))
     groups = c["groups"]
-    outer, inner = axes.factor(dims[1], groups, c.why("a channel shuffle cuts across the structure of its channels"))
+    outer, inner = axes.factor(
+        dims[1], groups, c.why("a channel shuffle cuts across the structure of its channels")
+    )
     c.equate(outer, c.node(groups), "the groups of a channel shuffle")
     dims[1] = product((inner, outer))
     c.set(c.out, dims)

@@ -96,9 +96,13 @@ def repeated(c: Call, size: int, node: object) -> Expr:
 
     if isinstance(node, Size) and node.expr.size == size:
         return node.expr
-    if isinstance(node, Literal) or not isinstance(node, Node):
-        return Const(size, c.why(f"a dimension is expanded to the number {size}")() if isinstance(node, Literal) else None)
+    if isinstance(node, Literal):
+        return Const(size, c.why(f"a dimension is expanded to the number {size}")())
     dim = axes.atom(size)
+    if not isinstance(
+        node, Node
+    ):  # torch took the size from another tensor: the dimension joins what it meets
+        return dim
     c.equate(dim, node, "an expand")
     return dim
 
