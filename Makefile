@@ -34,7 +34,10 @@ test: $(VENV)/.ready-dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not gpu and not nightly"
 
 bench: $(VENV)/.ready-dev
-	$(BIN)/python -m benchmarks
+	mkdir -p runs/bench
+	$(BIN)/python -m benchmarks.latency --out runs/bench/latency.json
+	$(BIN)/python -m benchmarks.pruning_speed --out runs/bench/pruning_speed.json
+	$(BIN)/python -m benchmarks.memory --out runs/bench/memory.json
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

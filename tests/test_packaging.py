@@ -9,10 +9,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from torch import nn
 
 tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11")
 
@@ -100,3 +102,18 @@ def test_tools_and_benchmarks_use_only_the_public_api(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "structprune").rglob("*.py")), ids=lambda p: p.name)
 def test_source_parses_as_python_3_10(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 10))
+
+
+def test_the_python_of_the_readme_runs_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    torch.manual_seed(0)
+
+    def build_model() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    namespace = {"build_model": build_model, "model": build_model(), "example_inputs": torch.randn(1, 6)}
+    for block in blocks:
+        exec(block, namespace)
+    assert len(blocks) >= 3
+    assert (tmp_path / "small.onnx").is_file()
