@@ -1,4 +1,4 @@
-"""A decoder-only language model in plain torch, of the Llama 3 kind: RMSNorm, rotary positions, grouped heads, SwiGLU."""
+"""A decoder of the Llama 3 kind in plain torch: RMSNorm, rotary positions, grouped heads, SwiGLU."""
 
 from __future__ import annotations
 

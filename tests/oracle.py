@@ -1,16 +1,17 @@
 """An independent judge of a pruned network: it knows values, not graphs, and shares no code with structprune.
 
-Every number of the original is made unique first (`fill_distinct`), so that what a pruner removed is known from
-the values alone: a number of the original that the pruned network no longer holds is gone. The reference is the
-original with every such number replaced by NaN, "not there", run in float64 under arithmetic that skips it:
+Every number of the original is made unique first (`fill_distinct`), so that what a pruner removed is
+known from the values alone: a number of the original that the pruned network no longer holds is gone. The
+reference is the original with every such number replaced by NaN, "not there", run in float64 under
+arithmetic that skips it:
 
 - element-wise operations hand NaN on;
-- contractions (matrix products, convolutions) leave out terms that involve NaN, and give NaN where none is left;
-- statistics (mean, variance, norms, softmax, maximum) are taken over what is there, so that a cut which changes
-  a normalisation's function is judged against the same normalisation over the kept channels.
+- contractions (matrix products, convolutions) leave out terms with a NaN, and give NaN where none is left;
+- statistics (mean, variance, norms, softmax, maximum) are taken over what is there, so that a cut which
+  changes a normalisation's function is judged against the same normalisation over the kept channels.
 
-The pruned network is right if its outputs equal the reference's and no NaN arrives at them: nothing that was
-removed is listened to, nothing that was kept is lost, and every channel still meets its own weights.
+The pruned network is right if its outputs equal the reference's and no NaN arrives at them: nothing that
+was removed is listened to, nothing that was kept is lost, and every channel still meets its own weights.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Verdict:
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor a module holds, under every name: parameters, buffers, plain attributes, lists and dicts."""
+    """Every tensor of a module, under every name: parameters, buffers, plain attributes, lists, dicts."""
     for prefix, child in module.named_modules(remove_duplicate=False):
         dot = prefix + "." if prefix else ""
         held = {**child._parameters, **child._buffers}

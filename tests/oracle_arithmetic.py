@@ -68,6 +68,19 @@ def added_product(
     return result + beta * bias if beta else result
 
 
+@rule(aten._trilinear)
+def bilinear(
+    func: Any, a: Tensor, w: Tensor, b: Tensor, da: Any, dw: Any, db: Any, dims: Any, unroll: int = 1
+) -> Tensor:
+    for dim in da:
+        a = a.unsqueeze(dim)
+    for dim in dw:
+        w = w.unsqueeze(dim)
+    for dim in db:
+        b = b.unsqueeze(dim)
+    return total(aten.sum.default, a * w * b, dims)
+
+
 @rule(aten.linear)
 def linear(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     result = marked(func(filled(x), filled(weight)), func(there(x), there(weight)))

@@ -17,7 +17,18 @@ HAND_WRITTEN = [*architectures_residual.CASES, *architectures_dense.CASES, *arch
 FROM_TRANSFORMERS = architectures_transformers.CASES
 
 # What pruning at half the channels gives where it is not "exact": the status, and words of the reason.
-OUTCOMES: dict[str, str] = {}
+OUTCOMES: dict[str, str] = {
+    "hf gpt2": "refused",
+    "hf llama": "refused",
+    "hf qwen2": "refused",
+}
+
+# Tensors that could get smaller and are left whole: what remains to be understood.
+STILL_WHOLE: dict[str, tuple[str, ...]] = {
+    "mobilenet v3": ("0.0.weight", "1.up.0.weight", "1.dw.0.weight", "10.weight"),
+    "vae": ("decode.0.weight",),
+    "gmlp": ("1.norm.weight",),
+}
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -25,14 +36,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 def test_outcomes_belong_to_networks() -> None:
     names = [case.id for case in (*HAND_WRITTEN, *FROM_TRANSFORMERS)]
     assert len(set(names)) == len(names)
-    assert set(OUTCOMES) <= set(names)
+    assert {*OUTCOMES, *STILL_WHOLE} <= set(names)
 
 
 @pytest.mark.parametrize("case", HAND_WRITTEN, ids=lambda case: case.id)
 def test_hand_written(case: Case) -> None:
-    check_case(case, OUTCOMES, 0.5)
+    check_case(case, OUTCOMES, 0.5, STILL_WHOLE)
 
 
 @pytest.mark.parametrize("case", FROM_TRANSFORMERS, ids=lambda case: case.id)
 def test_from_transformers(case: Case) -> None:
-    check_case(case, OUTCOMES, 0.5)
+    check_case(case, OUTCOMES, 0.5, STILL_WHOLE)

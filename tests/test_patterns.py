@@ -13,17 +13,18 @@ from tests.oracle import compare, duplicate, fill_distinct
 
 # What pruning at half the channels gives where it is not "exact": the status, and words of the reason.
 OUTCOMES = {
-    "one layer": "refused",
-    "one layer inside": "refused",
-    "split by literal sizes": "refused",
-    "one-channel gate expanded by literal": "refused",
-    "projection that must stay": "refused",
-    "channel gram attention": "exact",
-    "data parallel": "refused: module",
-    "traced by jit": "refused: before",
-    "compiled": "refused: before",
-    "quantised": "refused: before",
+    "one layer": "refused: weight (model output)",
+    "one layer inside": "refused: 0 (model output)",
+    "one-channel gate expanded by literal": "refused: expanded to the number 8",
+    "projection that must stay": "refused: a view is written with the number 8",
+    "data parallel": "refused: prune model.module",
+    "traced by jit": "refused: before it is scripted or traced",
+    "compiled": "refused: before torch.compile",
+    "quantised": "refused: before quantising",
 }
+
+# Tensors that could get smaller and are left whole: what remains to be understood.
+STILL_WHOLE: dict[str, tuple[str, ...]] = {}
 
 EVERY = pytest.mark.parametrize("case", PATTERNS, ids=lambda case: f"{case.row}-{case.id}")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -32,19 +33,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 def test_every_row_has_a_network() -> None:
     assert {case.row for case in PATTERNS} == set(range(1, 32))
     assert len({case.id for case in PATTERNS}) == len(PATTERNS)
-    assert set(OUTCOMES) <= {case.id for case in PATTERNS}
+    assert {*OUTCOMES, *STILL_WHOLE} <= {case.id for case in PATTERNS}
 
 
 @EVERY
 def test_half_of_the_channels(case: Case) -> None:
-    verdict = check_case(case, OUTCOMES, 0.5)
+    verdict = check_case(case, OUTCOMES, 0.5, STILL_WHOLE)
     if verdict.status == "exact":
         check_again(verdict, case.inputs())
 
 
 @EVERY
 def test_a_quarter_of_the_channels(case: Case) -> None:
-    check_case(case, OUTCOMES, 0.75)
+    check_case(case, OUTCOMES, 0.75, STILL_WHOLE)
 
 
 @pytest.mark.parametrize("case", [c for c in PATTERNS if c.frozen], ids=lambda case: case.id)

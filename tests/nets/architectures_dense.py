@@ -1,4 +1,4 @@
-"""Detectors, segmenters, generators, super-resolution, sound and video: networks whose output is a map or a signal."""
+"""Networks whose output is a map or a signal: detectors, segmenters, generators, sound, video."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.nets.architectures_residual import Residual, cbr
-from tests.nets.case import Case, Net, conv, image, row
+from tests.nets.case import Case, Frozen, Net, conv, image, row
 from tests.nets.splits import C2f
 
 __all__ = ["CASES"]
@@ -366,7 +366,8 @@ CASES = [
         0,
         diffusion_net,
         lambda: (image()(), row(4, 2)()),
-        ("t1.weight", "stem.weight", "b1.time.weight", "b3.n1.weight", "out.weight"),
+        ("t1.weight", "b1.c1.weight", "b1.time.weight", "b2.n2.weight", "out.weight"),
+        frozen=(Frozen("stem.weight", 0, "norm"),),  # groups of 6 channels, cat of 16 and 8
     ),
     Case(
         "yolo",

@@ -1,4 +1,4 @@
-"""Networks over tokens, written by hand: MLP, mixer and vision transformer kinds, language models, graph and state."""
+"""Networks over tokens, written by hand: mixers, vision transformers, language models, state spaces."""
 
 from __future__ import annotations
 

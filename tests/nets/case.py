@@ -14,7 +14,7 @@ __all__ = ["Case", "Net", "conv", "image", "row", "tokens"]
 
 @dataclass(frozen=True)
 class Frozen:
-    """This dimension of this tensor must stay whole, and the reason given must contain these words."""
+    """In this dimension of this tensor positions stay, and the reason given has these words."""
 
     tensor: str
     dim: int
@@ -23,7 +23,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Case:
-    """One network. `smaller` and `whole` name tensors that must, or must not, lose numbers at half the channels."""
+    """One network. At half the channels the tensors in `smaller` lose numbers, those in `whole` do not."""
 
     id: str
     row: int  # of the table of patterns; 0 for whole architectures
@@ -35,7 +35,7 @@ class Case:
 
 
 class Net(nn.Module):
-    """A network written as one function `forward(net, *inputs)` over named layers, parameters and plain values."""
+    """A network written as one function `forward(net, *inputs)` over named layers and plain values."""
 
     def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Patterns 25 and 28 to 31: recurrence, inputs and outputs of any kind, reading values, models that cannot be cut."""
+"""Patterns 25 and 28 to 31: recurrence, inputs and outputs of any kind, values read, models refused."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def shuffle_guessing(x: Tensor, groups: int) -> Tensor:
-    b, c, h, w = x.shape
+    b, _, h, w = x.shape
     return x.reshape(b, groups, -1, h, w).transpose(1, 2).reshape(b, -1, h, w)
 
 

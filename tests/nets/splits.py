@@ -260,7 +260,9 @@ CASES = [
         3,
         lambda: partial(partial_literal),
         image(),
-        whole=("stem.weight", "part.weight"),
+        ("part.weight",),
+        whole=("stem.weight",),
+        frozen=(Frozen("stem.weight", 0, "8"),),
     ),
     Case(
         "split by stored sizes",
