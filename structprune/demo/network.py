@@ -58,5 +58,5 @@ def _stage(c_in: int, c_out: int, stride: int) -> nn.Sequential:
 
 
 def resnet20() -> ResNet20:
-    """The network that `structprune demo` trains: 1 input channel, 10 classes, widths 16, 32 and 64."""
-    return ResNet20()
+    """The network that `structprune demo` trains: 1 input channel, 10 classes, widths 32, 64 and 128."""
+    return ResNet20(width=32)
