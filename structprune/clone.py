@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from structprune.provenance import Attribute, Ledger, TracedInt
+from structprune.replica import rebind_functions
 from structprune.tensors import hook_target, slots
 
 __all__ = ["structural_clone"]
@@ -68,6 +69,8 @@ class _Cloner:
             self.memo[known] = item
         for child in module.modules():
             self._fill(child)
+        for child in module.modules():
+            rebind_functions(self.memo[id(child)], self.memo)
         clone = self.memo[id(module)]
         assert isinstance(clone, nn.Module)
         return clone

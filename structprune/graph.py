@@ -19,7 +19,7 @@ from structprune.trace import Run
 __all__ = ["ChannelGroup", "DependencyGraph", "Frozen", "Layer", "Member", "Violation"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Member:
     """One tensor dimension that a group reaches into.
 
@@ -178,9 +178,9 @@ class DependencyGraph:
         counts = np.array([len(kept[group.name]) for group in self.groups], dtype=np.int64)
         self._check(counts)
         cut = {g.atom: kept[g.name] for g in self.groups if len(kept[g.name]) < g.size}
-        tensors = {
-            name: dims for name, dims in ((n, _positions(d, cut)) for n, d in self.run.named.items()) if dims
-        }
+        known: dict[int, tuple[Expr, tuple[int, ...] | None]] = {}
+        found = {name: _positions(dims, cut, known) for name, dims in self.run.named.items()}
+        tensors = {name: dims for name, dims in found.items() if dims}
         return PruningPlan(
             fingerprint=self.fingerprint,
             groups=tuple(
@@ -258,13 +258,19 @@ def _checked(known: Mapping[str, ChannelGroup], name: str, indices: Sequence[int
     return chosen
 
 
-def _positions(dims: Sequence[Expr], cut: Mapping[Atom, np.ndarray]) -> dict[int, tuple[int, ...]]:
+def _positions(
+    dims: Sequence[Expr], cut: Mapping[Atom, np.ndarray], known: dict[int, tuple[Expr, tuple[int, ...] | None]]
+) -> dict[int, tuple[int, ...]]:
     """Return for each dimension that is cut the positions that stay: where every atom keeps its index."""
     found: dict[int, tuple[int, ...]] = {}
     for number, dim in enumerate(dims):
-        positions = kept_positions(dim, cut)
-        if positions is not None:
-            found[number] = tuple(positions.tolist())
+        dim = axes.normal(dim)
+        if id(dim) not in known:
+            positions = kept_positions(dim, cut)
+            known[id(dim)] = (dim, None if positions is None else tuple(positions.tolist()))
+        kept = known[id(dim)][1]
+        if kept is not None:
+            found[number] = kept
     return found
 
 

@@ -21,7 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from structprune.errors import PlanError
 from structprune.tensors import hook_target
 
-__all__ = ["recompute", "replica"]
+__all__ = ["rebind_functions", "recompute", "replica"]
 
 
 def replica(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Module:
@@ -44,7 +44,7 @@ def replica(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Module:
             "from its attributes, or apply the plan with inplace=True"
         ) from error
     for module in copied.modules():
-        _rebind_functions(module, memo)
+        rebind_functions(module, memo)
     return copied
 
 
@@ -66,7 +66,8 @@ def _computed(hook: Any, module: nn.Module) -> Any:
     return hook.compute_weight(module)
 
 
-def _rebind_functions(module: nn.Module, memo: Mapping[int, Any]) -> None:
+def rebind_functions(module: nn.Module, memo: Mapping[int, Any]) -> None:
+    """Let the module's functions and hooks speak of the copies in ``memo`` where their closures hold what was copied."""
     for name, value in vars(module).items():
         if isinstance(value, types.FunctionType):
             vars(module)[name] = _rebound(value, memo, set())

@@ -27,6 +27,7 @@ from structprune.inputs import map_tensors, normalize_inputs, tensors_in
 from structprune.provenance import Size, TracedInt, user_line
 from structprune.rules import Call, Context, FunctionCall, Uncovered, lookup, lookup_function
 from structprune.rules.context import Dims, constants, free, iter_tensors
+from structprune.shapes import shortcut
 
 __all__ = ["Record", "Run", "Tracer", "run_traced"]
 
@@ -129,6 +130,11 @@ class Tracer:
 
     def execute(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation; a replay puts its masks here."""
+        if self.kind == "meta":
+            known = shortcut(operation)
+            out = None if known is None else known(args, kwargs)
+            if out is not None:
+                return out
         return operation(*args, **kwargs)
 
     def judge(self, rule: Any, call: Call) -> None:

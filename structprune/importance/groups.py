@@ -58,7 +58,7 @@ class GraphLike(Protocol):
     def groups(self) -> Sequence[GroupLike]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MemberTensor:
     """One dim of one tensor that a group cuts."""
 
