@@ -159,7 +159,7 @@ def test_prune_writes_a_folder_and_onnx_that_load_again(models: str) -> None:
 def test_prune_prints_before_and_after_and_the_proof(models: str) -> None:
     result = call("prune", f"{models}:mlp", "-i", "1x6", "--channels", "0.5")
     assert result.exit_code == 0, result.stderr
-    for word in ("params", "MACs by fvcore", "weights", "before", "after", "proven"):
+    for word in ("params", "MACs by fvcore", "weights", "peak activations", "before", "after", "proven"):
         assert word in result.stdout
     assert not list(Path().glob("*.json"))
 

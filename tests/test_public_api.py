@@ -15,11 +15,14 @@ NAMES = [
     "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "Layer", "PruningPlan",
     "PruneReport", "PruneResult", "VerifyReport",
     # measuring
-    "Measurement", "count_macs", "count_params", "measure_latency",
+    "Measurement", "Ratio", "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",
+    "weight_bytes",
     # files
-    "ExportReport", "export_onnx", "load", "save",
+    "ExportReport", "export_onnx", "load", "load_plans", "save",
     # unstructured
     "finalize", "nonzeros", "sparsify",
+    # inputs as the command line writes them
+    "parse_inputs",
     # extending
     "rule",
     # errors

@@ -14,8 +14,6 @@ import structprune as sp
 from structprune.cli.models import build_model
 from structprune.cli.options import DebugOption, InputOption, JsonOption, ModelArgument, SeedOption
 from structprune.cli.output import session
-from structprune.inputs import parse_inputs
-from structprune.latency import ratio
 
 __all__ = ["bench"]
 
@@ -56,7 +54,7 @@ def bench(
         with out.steps(1 + len(sweep)) as step:
             step("building the model")
             models = _models(model, folder, seed)
-            example = parse_inputs(inputs, seed)
+            example = sp.parse_inputs(inputs, seed)
             tables: list[Rows] = []
             for runtime, batch in sweep:
                 step(f"timing on {runtime}" + (f", batch {batch}" if batch else ""))
@@ -94,7 +92,7 @@ def _table(tables: list[Rows]) -> Table:
     for rows in tables:
         for name, row in rows.items():
             low, high = row.interval_ms
-            compared = "" if name == "original" else str(ratio(row, rows["original"]))
+            compared = "" if name == "original" else str(sp.ratio(row, rows["original"]))
             cells = (row.runtime, str(row.batch), name, f"{row.median_ms:.3f}", f"{low:.3f} - {high:.3f}")
             table.add_row(*cells, compared, _note(row))
     return table
@@ -112,6 +110,6 @@ def _document(name: str, row: sp.Measurement, rows: Rows) -> dict[str, Any]:
     for already_said in ("environment", "session"):
         document.pop(already_said)
     if name != "original":
-        compared = ratio(row, rows["original"])
+        compared = sp.ratio(row, rows["original"])
         document["to_original"] = {"value": compared.value, "low": compared.low, "high": compared.high}
     return document

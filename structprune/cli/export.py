@@ -19,8 +19,6 @@ from structprune.cli.options import (
     SeedOption,
 )
 from structprune.cli.output import session
-from structprune.inputs import parse_inputs
-from structprune.storage import load_plans
 
 __all__ = ["export"]
 
@@ -48,7 +46,7 @@ def export(
         with out.steps(2) as step:
             step("building the model")
             network = build_model(model, folder, seed)
-            example = parse_inputs(inputs, seed)
+            example = sp.parse_inputs(inputs, seed)
             step("exporting and checking in onnxruntime")
             report = sp.export_onnx(
                 network,
@@ -56,7 +54,7 @@ def export(
                 path,
                 opset=opset,
                 dynamic_batch=False if fixed_batch else "auto",
-                plan=None if folder is None else load_plans(folder),
+                plan=None if folder is None else sp.load_plans(folder),
             )
         out.show(str(report))
         out.result({"model": model, **_plain(report)})

@@ -18,7 +18,6 @@ from structprune.cli.options import (
     SeedOption,
 )
 from structprune.cli.output import session
-from structprune.inputs import parse_inputs
 from structprune.report import coverage, fvcore_figure, fvcore_line, graph_document, graph_table, types_table
 
 __all__ = ["inspect"]
@@ -40,7 +39,7 @@ def inspect(
         with out.steps(3) as step:
             step("building the model")
             network = build_model(model, folder, seed)
-            example = parse_inputs(inputs, seed)
+            example = sp.parse_inputs(inputs, seed)
             step("tracing")
             graph = sp.trace(network, example)
             step("counting with fvcore")

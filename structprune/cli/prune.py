@@ -13,9 +13,7 @@ import structprune as sp
 from structprune.cli.models import build_model
 from structprune.cli.options import DebugOption, InputOption, JsonOption, ModelArgument, OutOption, SeedOption
 from structprune.cli.output import session
-from structprune.inputs import parse_inputs
 from structprune.report import NetworkSize, comparison_document, comparison_table, network_size
-from structprune.storage import load_plans
 
 __all__ = ["prune"]
 
@@ -72,7 +70,7 @@ def prune(
             step("building the model")
             original = build_model(model, None, seed)
             start = original if folder is None else build_model(model, folder, seed)
-            example = parse_inputs(inputs, seed)
+            example = sp.parse_inputs(inputs, seed)
             step("tracing, selecting, cutting, proving")
             result = sp.prune(
                 start,
@@ -112,7 +110,7 @@ def _price(original: nn.Module, example: Any, budget: sp.Budget) -> float:
 def _write(
     result: sp.PruneResult, example: Any, earlier: Path | None, folder: Path | None, onnx: Path | None
 ) -> dict[str, str]:
-    plans = (*(() if earlier is None else load_plans(earlier)), result.plan)
+    plans = (*(() if earlier is None else sp.load_plans(earlier)), result.plan)
     files = {}
     if folder is not None:
         sp.save(folder, result.model, plans)

@@ -17,13 +17,14 @@ __all__ = ["NetworkSize", "comparison_document", "comparison_table", "network_si
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """One network's size: `params`, the `nonzero` ones, `macs` of one forward, `bytes` of its state."""
+    """One network's size: `params`, the `nonzero` ones, `macs` of a forward, and the memory that it takes."""
 
     params: int
     nonzero: int
     macs: int
     fvcore: FvcoreFigure
-    bytes: int
+    weight_bytes: int
+    peak_activation_bytes: int
 
     def document(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -32,23 +33,21 @@ class NetworkSize:
             "nonzero": self.nonzero,
             "macs": self.macs,
             "flops": 2 * self.macs,
-            "bytes": self.bytes,
+            "weight_bytes": self.weight_bytes,
+            "peak_activation_bytes": self.peak_activation_bytes,
             "fvcore": self.fvcore.document(),
         }
 
 
 def network_size(model: nn.Module, example_inputs: Any) -> NetworkSize:
-    """The size of a network; MACs are those of a forward on `example_inputs`, its batch included.
-
-    `bytes` is of the state as `save` writes it: each tensor once, however often it is shared.
-    """
-    state = {t.data_ptr(): t for t in model.state_dict().values() if t.numel()}.values()
+    """The size of a network; MACs and activations are those of a forward on `example_inputs`, its batch included."""
     return NetworkSize(
         params=sp.count_params(model),
-        nonzero=sum(int(p.count_nonzero()) for p in model.parameters()),
+        nonzero=sp.nonzeros(model),
         macs=sp.count_macs(model, example_inputs),
         fvcore=fvcore_figure(model, example_inputs),
-        bytes=sum(t.numel() * t.element_size() for t in state),
+        weight_bytes=sp.weight_bytes(model),
+        peak_activation_bytes=sp.peak_activation_bytes(model, example_inputs),
     )
 
 
@@ -68,12 +67,11 @@ def comparison_table(before: NetworkSize, after: NetworkSize) -> Table:
         table.add_row(
             name, _count(old), _count(new), "-" if old is None or new is None else format_share(new, old)
         )
-    table.add_row(
-        "weights",
-        format_bytes(before.bytes),
-        format_bytes(after.bytes),
-        format_share(after.bytes, before.bytes),
-    )
+    for name, old, new in (
+        ("weights", before.weight_bytes, after.weight_bytes),
+        ("peak activations", before.peak_activation_bytes, after.peak_activation_bytes),
+    ):
+        table.add_row(name, format_bytes(old), format_bytes(new), format_share(new, old))
     return table
 
 

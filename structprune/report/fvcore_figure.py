@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ from structprune.report.numbers import format_count, format_share
 
 __all__ = ["FvcoreFigure", "fvcore_figure", "fvcore_line"]
 
-# Element-wise and shape operators that are no multiply-accumulates by anyone's convention.
-_ARITHMETIC = ("conv", "mm", "addmm", "bmm", "linear", "matmul", "einsum", "attention", "lstm", "gru", "rnn")
+# The operators that contract: everyone's convention counts their multiply-accumulates.
+_CONTRACTION = re.compile(r"(aten::)?\w*(conv|mm|matmul|einsum|attention|lstm|gru|rnn)\w*|(aten::)?linear")
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,29 @@ class FvcoreFigure:
     """What fvcore counts: `macs` (None where it could not run), and what it has no formula for."""
 
     macs: int | None
+    by_operator: Mapping[str, int] = field(default_factory=dict)
     unsupported: Mapping[str, int] = field(default_factory=dict)
     error: str | None = None
 
     @property
     def uncounted(self) -> tuple[str, ...]:
         """The operators left out that hold multiply-accumulates, such as attention kernels."""
-        return tuple(op for op in self.unsupported if any(word in op for word in _ARITHMETIC))
+        return tuple(op for op in self.unsupported if _CONTRACTION.fullmatch(op))
+
+    @property
+    def beyond(self) -> dict[str, int]:
+        """What it counts that structprune does not: norms, pooling and resizing, by operator."""
+        counted = self.by_operator.items()
+        return {op: macs for op, macs in counted if macs and not _CONTRACTION.fullmatch(op)}
 
     def document(self) -> dict[str, Any]:
         """The same as plain data."""
-        return {"macs": self.macs, "unsupported": dict(self.unsupported), "error": self.error}
+        return {
+            "macs": self.macs,
+            "by_operator": dict(self.by_operator),
+            "unsupported": dict(self.unsupported),
+            "error": self.error,
+        }
 
 
 class _Positional(nn.Module):
@@ -94,7 +107,8 @@ def fvcore_figure(model: nn.Module, example_inputs: Any) -> FvcoreFigure:
         with _quiet(), torch.no_grad():
             wrapped = _Positional(copy.deepcopy(model).eval(), args, kwargs)
             analysis = FlopCountAnalysis(wrapped, tuple(tensors_in((args, kwargs))))
-            return FvcoreFigure(int(analysis.total()), dict(analysis.unsupported_ops()))
+            by_operator = {op: int(macs) for op, macs in analysis.by_operator().items()}
+            return FvcoreFigure(int(analysis.total()), by_operator, dict(analysis.unsupported_ops()))
     except Exception as error:  # noqa: BLE001 - a second opinion that fails is a result, not an error
         return FvcoreFigure(None, error=f"{type(error).__name__}: {_first_line(error)}")
 
@@ -102,14 +116,16 @@ def fvcore_figure(model: nn.Module, example_inputs: Any) -> FvcoreFigure:
 def fvcore_line(figure: FvcoreFigure, macs: int) -> str:
     """One line that sets fvcore's figure beside structprune's own `macs`, and explains a difference.
 
-    >>> fvcore_line(FvcoreFigure(90, {"aten::softmax": 1, "aten::bmm_like": 2}), 100)
-    'fvcore: 90 MACs, 90.0 % of the count above; it has no formula for aten::bmm_like'
+    >>> fvcore_line(FvcoreFigure(90, {"linear": 80, "layer_norm": 10}, {"aten::bmm_like": 2}), 100)
+    'fvcore: 90 MACs, 90.0 % of the count above; it counts layer_norm 10; it has no formula for aten::bmm_like'
     """
     if figure.macs is None:
         return f"fvcore: not available ({figure.error})"
     line = f"fvcore: {format_count(figure.macs)} MACs"
     if figure.macs != macs:
         line += f", {format_share(figure.macs, macs)} of the count above"
+    if figure.beyond:
+        line += f"; it counts {', '.join(f'{op} {format_count(n)}' for op, n in figure.beyond.items())}"
     if figure.uncounted:
         line += f"; it has no formula for {', '.join(figure.uncounted)}"
     return line
