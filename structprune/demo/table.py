@@ -30,9 +30,7 @@ class Row:
 
 def table(rows: Sequence[Row]) -> Table:
     """One row per network, within 80 columns; latencies are medians over their 95 % intervals."""
-    made = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left"
-    )
+    made = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption_justify="left")
     made.caption = _caption(rows)
     made.add_column("network", no_wrap=True)
     for heading in (
