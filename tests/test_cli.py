@@ -187,6 +187,29 @@ def _mlp_layers() -> list[torch.nn.Module]:
     return layers[:-1]
 
 
+def test_a_saved_network_is_cut_further_to_a_share_of_the_original(models: str) -> None:
+    def cut(macs: str, *more: str) -> dict[str, Any]:
+        return document(call("prune", f"{models}:mlp", "-i", "1x6", "--macs", macs, "--json", *more))
+
+    first = cut("0.8", "--out", "once")
+    second = cut("0.4", "--folder", "once", "--out", "twice")
+    assert second["before"] == first["before"]
+    assert 0.3 * first["before"]["macs"] < second["after"]["macs"] <= 0.4 * first["before"]["macs"]
+    inspected = document(call("inspect", f"{models}:mlp", "-i", "1x6", "--folder", "twice", "--json"))
+    assert inspected["macs"] == second["after"]["macs"]
+
+
+def test_sparsify_writes_zeros_at_full_size(models: str) -> None:
+    arguments = ("--sparsity", "0.75", "--out", "sparse", "--onnx", "sparse.onnx", "--json")
+    found = document(call("sparsify", f"{models}:mlp", "-i", "1x6", *arguments))
+    weights, biases = 6 * 16 + 16 * 8 + 8 * 3, 16 + 8 + 3
+    assert found["before"]["params"] == found["after"]["params"] == weights + biases
+    assert found["after"]["nonzero"] == weights // 4 + biases
+    assert Path("sparse.onnx").is_file()
+    saved = load_file("sparse/model.safetensors")
+    assert sum(int(tensor.count_nonzero()) for tensor in saved.values()) == weights // 4 + biases
+
+
 def test_bench_times_the_original_twice_beside_the_pruned(models: str) -> None:
     call("prune", f"{models}:mlp", "-i", "1x6", "--macs", "0.5", "--out", "small")
     found = document(
@@ -196,7 +219,7 @@ def test_bench_times_the_original_twice_beside_the_pruned(models: str) -> None:
         )
     )  # fmt: skip
     rows = [(row["network"], row["batch"]) for row in found["measurements"]]
-    assert rows == [(name, batch) for batch in (1, 3) for name in ("original", "original again", "pruned")]
+    assert rows == [(name, batch) for batch in (1, 3) for name in ("original", "original again", "small")]
     assert all(row["median_ms"] > 0 and len(row["times_ms"]) >= 5 for row in found["measurements"])
     assert found["environment"]["torch"] == torch.__version__
 
@@ -223,6 +246,8 @@ def test_bench_times_the_original_twice_beside_the_pruned(models: str) -> None:
         (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--criterion", "nonsense"], "nonsense"),
         (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--scope", "nonsense"], "nonsense"),
         (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--keep", "nonsense"], "nonsense"),
+        (["sparsify", "models.py:mlp", "-i", "1x6"], "exactly one"),
+        (["sparsify", "models.py:mlp", "-i", "1x6", "--sparsity", "1.0"], "1.0"),
         (["bench", "models.py:mlp", "-i", "1x6", "--runtime", "abacus"], "abacus"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

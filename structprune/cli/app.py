@@ -13,6 +13,7 @@ from structprune.cli.exit_codes import EXIT_CODES_HELP
 from structprune.cli.export import export
 from structprune.cli.inspect import inspect
 from structprune.cli.prune import prune
+from structprune.cli.sparsify import sparsify
 
 __all__ = ["app", "main"]
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     epilog=EXIT_CODES_HELP,
 )
-for command in (demo, inspect, prune, bench, export):
+for command in (demo, inspect, prune, sparsify, bench, export):
     app.command(epilog=EXIT_CODES_HELP)(command)
 
 

@@ -23,11 +23,9 @@ Rows = Mapping[str, sp.Measurement]
 def bench(
     model: ModelArgument,
     inputs: InputOption,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--folder", metavar="DIR", help="Time the network that `prune --out` saved here as well."
-        ),
+    folders: Annotated[
+        list[Path] | None,
+        typer.Option("--folder", metavar="DIR", help="Time the network that was saved here too. Repeatable."),
     ] = None,
     runtimes: Annotated[
         list[str] | None,
@@ -53,7 +51,7 @@ def bench(
     with session(as_json, debug) as out:
         with out.steps(1 + len(sweep)) as step:
             step("building the model")
-            models = _models(model, folder, seed)
+            models = _models(model, folders or [], seed)
             example = sp.parse_inputs(inputs, seed)
             tables: list[Rows] = []
             for runtime, batch in sweep:
@@ -75,11 +73,12 @@ def bench(
         out.result({"model": model, "environment": environment, "measurements": rows})
 
 
-def _models(name: str, folder: Path | None, seed: int) -> dict[str, nn.Module]:
+def _models(name: str, folders: list[Path], seed: int) -> dict[str, nn.Module]:
     original = build_model(name, None, seed)
-    if folder is None:
+    if not folders:
         return {"original": original}
-    return {"original": original, "original again": original, "pruned": build_model(name, folder, seed)}
+    saved = {str(folder): build_model(name, folder, seed) for folder in folders}
+    return {"original": original, "original again": original, **saved}
 
 
 def _table(tables: list[Rows]) -> Table:

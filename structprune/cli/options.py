@@ -13,6 +13,7 @@ __all__ = [
     "InputOption",
     "JsonOption",
     "ModelArgument",
+    "OnnxOption",
     "OutOption",
     "SeedOption",
 ]
@@ -49,6 +50,9 @@ OutOption = Annotated[
     typer.Option(
         "--out", "-o", metavar="DIR", help="Write plan.json and model.safetensors here.", show_default=False
     ),
+]
+OnnxOption = Annotated[
+    Path | None, typer.Option("--onnx", metavar="FILE", help="Export to this ONNX file too, checked.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the random weights and inputs.")]
 JsonOption = Annotated[

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import nn
 
 import structprune as sp
+from structprune.cli.files import write_files
 from structprune.cli.models import build_model
-from structprune.cli.options import DebugOption, InputOption, JsonOption, ModelArgument, OutOption, SeedOption
+from structprune.cli.options import (
+    DebugOption,
+    InputOption,
+    JsonOption,
+    ModelArgument,
+    OnnxOption,
+    OutOption,
+    SeedOption,
+)
 from structprune.cli.output import session
 from structprune.report import NetworkSize, comparison_document, comparison_table, network_size
 
@@ -53,9 +61,7 @@ def prune(
         typer.Option(metavar="DIR", help="Cut the network saved here further; shares stay those of MODEL."),
     ] = None,
     out_folder: OutOption = None,
-    onnx: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Export to this ONNX file too, checked.")
-    ] = None,
+    onnx: OnnxOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -82,13 +88,13 @@ def prune(
                 keep=keep or (),
                 only=only or (),
                 seed=seed if criterion == "random" else None,
-                original=None if folder is None else _price(original, example, budget),
                 verify=verify,
             )
             step("counting")
             sizes = network_size(original, example), network_size(result.model, example)
             step("writing")
-            files = _write(result, example, folder, out_folder, onnx)
+            plans = (*(() if folder is None else sp.load_plans(folder)), result.plan)
+            files = write_files(result.model, plans, example, out_folder, onnx)
         out.show(comparison_table(*sizes), _proof(result), *(f"wrote {name}" for name in files.values()))
         out.result(_document(model, budget, sizes, result, files))
 
@@ -99,25 +105,6 @@ def _budget(**shares: float | None) -> sp.Budget:
         got = ", ".join(f"--{quantity} {share}" for quantity, share in given.items()) or "none"
         raise sp.InputError(f"give exactly one of --macs, --params and --channels (got {got})")
     return sp.Budget(**given)
-
-
-def _price(original: nn.Module, example: Any, budget: sp.Budget) -> float:
-    """What the budget is a share of, where the network to cut is not the original one."""
-    graph = sp.trace(original, example)
-    return graph.price(budget.quantity, graph.sizes())
-
-
-def _write(
-    result: sp.PruneResult, example: Any, earlier: Path | None, folder: Path | None, onnx: Path | None
-) -> dict[str, str]:
-    plans = (*(() if earlier is None else sp.load_plans(earlier)), result.plan)
-    files = {}
-    if folder is not None:
-        sp.save(folder, result.model, plans)
-        files["folder"] = str(folder)
-    if onnx is not None:
-        files["onnx"] = str(sp.export_onnx(result.model, example, onnx, plan=plans).path)
-    return files
 
 
 def _proof(result: sp.PruneResult) -> str:
