@@ -100,6 +100,19 @@ class TestFinetune:
         finetune(models[1], sides(), epochs=1, lr=0.1)
         assert torch.equal(models[0][0].weight.cpu(), models[1][0].weight.cpu())
 
+    def test_mixed_precision_leaves_the_model_in_its_own(self) -> None:
+        accelerate = pytest.importorskip("accelerate")
+        accelerate.state.AcceleratorState._reset_state()
+        model = net()
+        try:
+            half = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+            log = finetune(model, sides(), epochs=1, lr=0.1, accelerator=half)
+        finally:
+            accelerate.state.AcceleratorState._reset_state()
+        assert log[0]["loss"] < 1
+        assert "forward" not in vars(model)
+        assert model.eval()(torch.zeros(1, 2)).dtype == torch.float32
+
     def test_without_accelerate(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "accelerate", None)
         with pytest.raises(InputError, match=r"pip install structprune\[train\]"):

@@ -63,9 +63,13 @@ def finetune(
     with _as_found(model), torch.random.fork_rng():
         torch.manual_seed(seed)
         loop = _Loop(model, train_data, recipe, accelerator or _accelerator())
-        return [
-            loop.epoch(number, validation=validation, progress=progress) for number in range(1, epochs + 1)
-        ]
+        try:
+            return [
+                loop.epoch(number, validation=validation, progress=progress)
+                for number in range(1, epochs + 1)
+            ]
+        finally:
+            loop.unwrap()
 
 
 class _Loop:
@@ -94,6 +98,7 @@ class _Loop:
             self.done += 1
             if progress is not None:
                 progress(self.done, self.steps)
+        self.share_buffers()
         loss = float(self.accelerator.reduce(total, reduction="mean")) / len(self.loader)
         if loss != loss or loss == float("inf"):
             raise InputError(
@@ -103,6 +108,16 @@ class _Loop:
         if validation is not None:
             metrics["accuracy"] = evaluate(self.plain, validation)
         return metrics
+
+    def unwrap(self) -> None:
+        """Takes the mixed-precision wrapper off the model's `forward`, which accelerate replaces in place."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    def share_buffers(self) -> None:
+        """Gives every process the first one's buffers: each keeps batch norm statistics of its own batches."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.plain.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -125,12 +140,16 @@ def _accelerator() -> Accelerator:
 
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
-    """Gives back every module's train/eval flag, and the device if all parameters shared one."""
+    """Gives back the model's own `forward`, its train/eval flags, and its device if all parameters shared one."""
+    forward = vars(model).get("forward")
     flags = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters()}
     try:
         yield
     finally:
+        vars(model).pop("forward", None)
+        if forward is not None:
+            model.forward = forward
         for module, flag in flags:
             module.training = flag
         if len(devices) == 1:
