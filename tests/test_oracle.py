@@ -7,9 +7,11 @@ import math
 
 import pytest
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.nets.patterns import PATTERNS
 from tests.oracle import Verdict, compare, fill_distinct, judge, outputs_of, tensors_of
 
 KEEP = torch.tensor([0, 2, 3, 5])
@@ -196,6 +198,36 @@ def test_every_number_is_unique_and_tensors_in_lists_count() -> None:
     assert {"cache.0", "cache.1.k", "a.weight", "middle.running_var"} <= {name for name, _ in tensors_of(net)}
     assert len(values.unique()) == len(values)
     assert (net.middle.running_var > 0).all()
+
+
+def prune_by_another_tool(model: nn.Module, inputs: object) -> nn.Module:
+    head = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    options = {"importance": importance, "pruning_ratio": 0.5, "ignored_layers": [head]}
+    tp.pruner.BasePruner(model.eval(), inputs, **options).step()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("groups 4", "exact"),
+        ("squeeze and excite by linears", "exact"),
+        ("convnext block", "exact"),
+        ("cat with the input", "wrong"),
+        ("shuffle between group convs", "wrong"),
+        ("flatten after permute to NHWC", "wrong"),
+        ("encoder layer", "wrong"),
+        ("gqa by expand", "wrong"),
+        ("c2f", "broken"),
+        ("one-channel gate", "left whole"),
+    ],
+)
+def test_another_tool_is_judged_as_its_users_found(name: str, status: str) -> None:
+    torch.manual_seed(0)
+    case = next(case for case in PATTERNS if case.id == name)
+    verdict = judge(case.build(), case.inputs(), prune_by_another_tool)
+    assert verdict.status == status, verdict.detail
 
 
 def test_exceptions_of_the_pruner_are_verdicts() -> None:
