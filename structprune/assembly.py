@@ -11,6 +11,7 @@ from structprune import axes
 from structprune.axes import Atom, Expr, Frozen, Prod, Sum
 from structprune.constraints import Settlement, settle
 from structprune.graph import ChannelGroup, DependencyGraph, Member
+from structprune.plan import ORIGIN
 from structprune.tensors import fingerprint
 from structprune.trace import Run, run_traced
 from structprune.wrappers import refuse_wrapped
@@ -39,7 +40,8 @@ def assemble(run: Run, model: nn.Module) -> DependencyGraph:
     """Return the graph of a traced run."""
     settled = settle_run(run)
     parameters = frozenset(name for name, _ in model.named_parameters())
-    return DependencyGraph(_groups(run, settled), run, settled, fingerprint(model), parameters)
+    original = getattr(model, ORIGIN, {})
+    return DependencyGraph(_groups(run, settled), run, settled, fingerprint(model), parameters, original)
 
 
 def settle_run(run: Run) -> Settlement:

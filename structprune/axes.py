@@ -1,8 +1,8 @@
 """The axis algebra: what every dimension of every tensor is made of.
 
 A dimension is an expression: ``Const(n)`` (positions that all stay), ``Atom(n)`` (positions that may be removed),
-``Sum(parts)`` (a concatenation) or ``Prod(factors)`` (a row-major product, outermost factor first). An atom may later be
-*defined* as an expression, or *merged* with another atom; every expression that mentions it changes with it. So an
+``Sum(parts)`` (a concatenation) or ``Prod(factors)`` (a row-major product, outermost factor first). An atom may later
+be *defined* as an expression, or *merged* with another atom; every expression that mentions it changes with it. So an
 equality learned late in a network refines what was inferred early, and no pass over the network is run twice.
 
 A position of a dimension stays exactly when every atom that speaks there keeps its index (`members`). The operations
@@ -205,8 +205,8 @@ def freeze(expr: Expr, why: Frozen) -> None:
 def unify(a: Expr, b: Expr, why: Why, meet: Meet | None = None) -> None:
     """Make ``a`` and ``b`` keep the same positions; where no expression says so, both are frozen with ``why()``.
 
-    With ``meet`` they only get the same structure: it is called with each pair of atoms that face each other, which stay
-    two. Raises AxisError where the sizes differ.
+    With ``meet`` they only get the same structure: it is called with each pair of atoms that face each other, which
+    stay two. Raises AxisError where the sizes differ.
     """
     a, b = normal(a), normal(b)
     if a is b:
@@ -419,6 +419,8 @@ def reshape(dims: Sequence[Expr], sizes: Sequence[int], why: Why) -> list[Expr]:
             position += 1
         head, run = factor(run, size, why)
         out.append(head)
+    if run.size != 1 or position != len(source):
+        raise AxisError(f"sizes {[dim.size for dim in dims]} cannot be viewed as {list(sizes)}")
     return out
 
 

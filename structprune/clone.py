@@ -1,8 +1,8 @@
 """A structural clone: the same modules, containers and hooks over other tensors, so that a run leaves no trace.
 
-A forward may store what it computes: on modules, in dicts, in config objects. On a clone it stores it there. The tensors
-of the clone are given by the caller (on the meta device, say), the integers of its attributes can be made to remember
-where they came from, and the model itself is never touched.
+A forward may store what it computes: on modules, in dicts, in config objects. On a clone it stores it there. The
+tensors of the clone are given by the caller (on the meta device, say), the integers of its attributes can be made to
+remember where they came from, and the model itself is never touched.
 """
 
 from __future__ import annotations

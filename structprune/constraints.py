@@ -1,8 +1,9 @@
-"""Settling what the user's code demands of its integers: which counts are tied, which attributes follow, what is frozen.
+"""Settling what the user's code demands of its integers: which counts are tied, which attributes follow, what is
+frozen.
 
-Whether a demand holds for all widths needs no symbolic solver: both sides are evaluated under a few random widths of the
-free axes. Where they differ, the mildest change that makes them agree is taken: tie counts, join two dimensions, freeze
-one axis, freeze all.
+Whether a demand holds for all widths needs no symbolic solver: both sides are evaluated under a few random widths of
+the free axes. Where they differ, the mildest change that makes them agree is taken: tie counts, join two dimensions,
+freeze one axis, freeze all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from structprune import axes
 from structprune.axes import Atom, Const, Expr, Frozen, Prod, normal, product
 from structprune.provenance import Attribute, Comparison, Equation, Ledger, Literal, Node, Operation, Size
 
-__all__ = ["Settlement", "settle"]
+__all__ = ["Settlement", "involved", "settle"]
 
 _SAMPLES = 6
 
@@ -48,7 +49,9 @@ class Settlement:
 
 
 def settle(ledger: Ledger, refine: Callable[[], bool]) -> Settlement:
-    """Return the settlement of every demand; ``refine`` freezes what is no channel and says whether it froze anything."""
+    """Return the settlement of every demand; ``refine`` freezes what is no channel and says whether it
+    froze anything.
+    """
     done = Settlement()
     demands, compared = _demands(ledger)
     changed = True
@@ -61,7 +64,7 @@ def settle(ledger: Ledger, refine: Callable[[], bool]) -> Settlement:
                 changed = True
         if not changed:
             changed = refine()
-    done.comparisons = [c for c in compared if _involved(done, (c.left, c.right))]
+    done.comparisons = [c for c in compared if involved(done, (c.left, c.right))]
     return done
 
 
@@ -132,7 +135,7 @@ def _free(expr: Expr) -> bool:
     return any(leaf.frozen is None for leaf in axes.leaves(expr))
 
 
-def _involved(done: Settlement, nodes: Iterable[Node]) -> list[Atom]:
+def involved(done: Settlement, nodes: Iterable[Node]) -> list[Atom]:
     """Return the free atoms behind the nodes, each once."""
     found: dict[Atom, None] = {}
     for node in nodes:
@@ -157,13 +160,13 @@ def _freeze_tied(done: Settlement) -> bool:
     return changed
 
 
-def _samples(involved: list[Atom], classes: Mapping[Atom, Atom]) -> Iterable[dict[Atom, int]]:
+def _samples(atoms: list[Atom], classes: Mapping[Atom, Atom]) -> Iterable[dict[Atom, int]]:
     """Yield random counts of the atoms, equal within a class."""
-    generator = random.Random(len(involved))
+    generator = random.Random(len(atoms))
     for number in range(_SAMPLES):
         drawn: dict[Atom, int] = {}
         counts = {}
-        for leaf in involved:
+        for leaf in atoms:
             root = classes.get(leaf, leaf)
             low = 1 if number % 2 else max(1, leaf.size // 2)
             counts[leaf] = drawn.setdefault(root, generator.randint(low, leaf.size))
@@ -171,11 +174,11 @@ def _samples(involved: list[Atom], classes: Mapping[Atom, Atom]) -> Iterable[dic
 
 
 def _holds(done: Settlement, demand: Equation) -> bool:
-    involved = _involved(done, (demand.left, demand.right))
-    if not involved:
+    atoms = involved(done, (demand.left, demand.right))
+    if not atoms:
         return True
     classes = done.classes() if done.ties else {}
-    return all(_equal(done, demand, counts) for counts in _samples(involved, classes))
+    return all(_equal(done, demand, counts) for counts in _samples(atoms, classes))
 
 
 def _equal(done: Settlement, demand: Equation, counts: Mapping[Atom, int]) -> bool:
@@ -186,24 +189,24 @@ def _equal(done: Settlement, demand: Equation, counts: Mapping[Atom, int]) -> bo
 
 
 def _repair(done: Settlement, demand: Equation) -> None:
-    involved = _involved(done, (demand.left, demand.right))
-    if _tie(done, demand, involved) or (_join(done, demand) and _holds(done, demand)):
+    atoms = involved(done, (demand.left, demand.right))
+    if _tie(done, demand, atoms) or (_join(done, demand) and _holds(done, demand)):
         return
     reason = Frozen(_reason(demand), demand.where)
-    for leaf in sorted(involved, key=lambda leaf: leaf.size):
+    for leaf in sorted(atoms, key=lambda leaf: leaf.size):
         leaf.frozen = reason
         if _holds(done, demand):
             return
         leaf.frozen = None
-    for leaf in involved:
+    for leaf in atoms:
         leaf.frozen = reason
 
 
-def _tie(done: Settlement, demand: Equation, involved: list[Atom]) -> bool:
+def _tie(done: Settlement, demand: Equation, atoms: list[Atom]) -> bool:
     """Try equal counts for the atoms of equal size."""
     before = len(done.ties)
     by_size: dict[int, Atom] = {}
-    for leaf in involved:
+    for leaf in atoms:
         other = by_size.setdefault(leaf.size, leaf)
         if other is not leaf:
             done.ties.append((other, leaf))

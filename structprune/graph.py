@@ -1,4 +1,6 @@
-"""The dependency graph: which channels of which tensors belong together, what they cost, and why the others must stay."""
+"""The dependency graph: which channels of which tensors belong together, what they cost, and why the
+others must stay.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ import numpy as np
 
 from structprune import axes
 from structprune.axes import Atom, Expr, Frozen
-from structprune.constraints import Settlement
+from structprune.constraints import Settlement, involved
 from structprune.cost import Polynomial, compile_products
 from structprune.errors import PlanError
 from structprune.plan import AttributeEdit, Budget, GroupPlan, PruningPlan
-from structprune.provenance import Attribute
+from structprune.provenance import Attribute, Node
 from structprune.trace import Run
 
 __all__ = ["ChannelGroup", "DependencyGraph", "Frozen", "Layer", "Member", "Violation"]
@@ -24,7 +26,8 @@ class Member:
     """One tensor dimension that a group reaches into.
 
     ``index`` (int64, ``[size of the dimension]``) is the channel of the group at each position, -1 where it has no say.
-    ``role`` is ``"out"`` where the layer produces the channels, ``"in"`` where it contracts them away, else ``"affine"``.
+    ``role`` is ``"out"`` where the layer produces the channels, ``"in"`` where it contracts them away, else
+    ``"affine"``.
     """
 
     tensor: str
@@ -37,8 +40,9 @@ class Member:
 class ChannelGroup:
     """Channels that can only be removed together, wherever they occur.
 
-    ``frozen`` says why they must stay (None: free). Groups of the same ``tie`` keep the same number of channels. A group
-    that is not ``primary`` is one factor of a dimension (heads x head width) whose other factor is cut by default.
+    ``frozen`` says why they must stay (None: free). Groups of the same ``tie`` keep the same number of channels. A
+    group that is not ``primary`` is one factor of a dimension (heads x head width) whose other factor is cut by
+    default.
     """
 
     name: str
@@ -85,11 +89,13 @@ class DependencyGraph:
         settled: Settlement,
         fingerprint: str,
         parameters: frozenset[str],
+        original: Mapping[str, float],
     ) -> None:
         self.groups = groups
         self.fingerprint = fingerprint
         self.shapes = {name: tuple(dim.size for dim in dims) for name, dims in run.named.items()}
         self.run = run
+        self._original = dict(original)
         self._settled = settled
         self._position = {group.atom: i for i, group in enumerate(groups)}
         self._parameters = parameters
@@ -122,6 +128,13 @@ class DependencyGraph:
         """Return what the network costs when each group keeps ``counts`` (int64 ``[groups]``) of its channels."""
         return self.polynomial(quantity)(counts)
 
+    @property
+    def original(self) -> dict[str, float]:
+        """What the network cost, or its forebear before it was ever pruned: "channels", "params", "macs"."""
+        return self._original or {
+            name: self.price(name, self.sizes()) for name in ("channels", "params", "macs")
+        }
+
     def sizes(self) -> np.ndarray:
         """Return the size of every group, int64 ``[groups]``: the counts of the network as it is."""
         return np.array([group.size for group in self.groups], dtype=np.int64)
@@ -151,12 +164,10 @@ class DependencyGraph:
                 found.append(Violation(self._behind(one.left, one.right), reason))
         return tuple(found)
 
-    def _behind(self, *nodes: object) -> tuple[int, ...]:
-        from structprune.constraints import _involved
-
+    def _behind(self, *nodes: Node) -> tuple[int, ...]:
         return tuple(
-            self._position[leaf] for leaf in _involved(self._settled, nodes) if leaf in self._position
-        )  # type: ignore[arg-type]
+            self._position[leaf] for leaf in involved(self._settled, nodes) if leaf in self._position
+        )
 
     def plan(
         self,
@@ -178,8 +189,8 @@ class DependencyGraph:
         counts = np.array([len(kept[group.name]) for group in self.groups], dtype=np.int64)
         self._check(counts)
         cut = {g.atom: kept[g.name] for g in self.groups if len(kept[g.name]) < g.size}
-        known: dict[int, tuple[Expr, tuple[int, ...] | None]] = {}
-        found = {name: _positions(dims, cut, known) for name, dims in self.run.named.items()}
+        done: dict[int, tuple[Expr, tuple[int, ...] | None]] = {}
+        found = {name: _positions(dims, cut, done) for name, dims in self.run.named.items()}
         tensors = {name: dims for name, dims in found.items() if dims}
         return PruningPlan(
             fingerprint=self.fingerprint,
@@ -194,6 +205,7 @@ class DependencyGraph:
             budget=budget,
             criterion=criterion,
             scope=scope,
+            original={name: price for name, price in self.original.items() if price > 0},
         )
 
     def _check(self, counts: np.ndarray) -> None:
@@ -259,7 +271,9 @@ def _checked(known: Mapping[str, ChannelGroup], name: str, indices: Sequence[int
 
 
 def _positions(
-    dims: Sequence[Expr], cut: Mapping[Atom, np.ndarray], known: dict[int, tuple[Expr, tuple[int, ...] | None]]
+    dims: Sequence[Expr],
+    cut: Mapping[Atom, np.ndarray],
+    known: dict[int, tuple[Expr, tuple[int, ...] | None]],
 ) -> dict[int, tuple[int, ...]]:
     """Return for each dimension that is cut the positions that stay: where every atom keeps its index."""
     found: dict[int, tuple[int, ...]] = {}

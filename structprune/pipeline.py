@@ -68,16 +68,15 @@ def prune(
     only: str | nn.Module | Iterable[str | nn.Module] = (),
     seed: int | None = None,
     inplace: bool = False,
-    original: float | None = None,
     verify: bool = True,
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
 
-    ``budget`` is a share of ``model``'s channels, params or MACs, or of ``original`` where that number is given (for a
-    model that was pruned before). ``keep`` and ``only`` take layer or group names, globs and modules. ``seed`` is for
-    ``criterion="random"``. ``verify=False`` skips the proof; with ``inplace=True`` the model itself is cut, once the
-    proof holds. Raises BudgetError, with the reachable range, TraceError and VerificationError; the model given is then
-    as it was.
+    ``budget`` is a share of the original network's channels, params or MACs: of ``model``'s own, or, for a model
+    that was pruned before, of the one it began as. ``keep`` and ``only`` take layer or group names, globs and
+    modules. ``seed`` is for ``criterion="random"``. ``verify=False`` skips the proof; with ``inplace=True`` the
+    model itself is cut, once the proof holds. Raises BudgetError, with the reachable range, TraceError and
+    VerificationError; the model given is then as it was.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -99,7 +98,6 @@ def prune(
         max_pruned,
         module_names(model, keep),
         module_names(model, only),
-        original=original,
         criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
     )
     small = apply_plan(model, plan)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from structprune import plan_json
 from structprune.errors import InputError, PlanError
 
 __all__ = [
+    "ORIGIN",
     "AttributeEdit",
     "Budget",
     "GroupPlan",
@@ -28,6 +29,9 @@ __all__ = [
     "plans_from_json",
     "plans_to_json",
 ]
+
+ORIGIN = "structprune_original"
+"""The attribute of a pruned network that holds what the one it began as cost, as `PruningPlan.original` has it."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -113,7 +117,9 @@ class PruningPlan:
 
     `fingerprint` names the model the plan belongs to (`structprune.tensors.fingerprint`). `tensors` maps
     tensor name -> dim -> kept positions (sorted; an absent dim stays whole) and `shapes` gives the original
-    shape of each of these tensors. Raises PlanError where the parts contradict each other.
+    shape of each of these tensors. `original` holds the prices ("macs", "params", "channels") of the network
+    that was never pruned, so that later budgets stay absolute to it. Raises PlanError where the parts
+    contradict each other.
     """
 
     fingerprint: str
@@ -124,6 +130,7 @@ class PruningPlan:
     budget: Budget | None = None
     criterion: str = ""
     scope: str = ""
+    original: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _FINGERPRINT.fullmatch(self.fingerprint):
@@ -137,10 +144,11 @@ class PruningPlan:
             name: {dim: _kept(keep, shapes[name], dim, name, done) for dim, keep in sorted(dims.items())}
             for name, dims in self.tensors.items()
         }
-        for field, value in (("shapes", shapes), ("tensors", tensors)):
-            object.__setattr__(self, field, value)
-        for field in ("groups", "attributes"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for mapped, value in (("shapes", shapes), ("tensors", tensors)):
+            object.__setattr__(self, mapped, value)
+        for listed in ("groups", "attributes"):
+            object.__setattr__(self, listed, tuple(getattr(self, listed)))
+        object.__setattr__(self, "original", _prices(self.original))
         _require_unique("group", [group.name for group in self.groups])
         _require_unique("attribute edit", [f"{edit.module}: {edit.path}" for edit in self.attributes])
 
@@ -201,6 +209,7 @@ def _plan(record: plan_json.PlanRecord, expand: plan_json.Expander) -> PruningPl
         budget=None if record.budget is None else Budget(**record.budget),
         criterion=record.criterion,
         scope=record.scope,
+        original=record.original,
     )
 
 
@@ -217,7 +226,17 @@ def _record(plan: PruningPlan) -> dict[str, object]:
         "budget": {plan.budget.quantity: plan.budget.fraction} if plan.budget else None,
         "criterion": plan.criterion,
         "scope": plan.scope,
+        "original": dict(plan.original),
     }
+
+
+def _prices(original: Mapping[str, float]) -> dict[str, float]:
+    for name, price in original.items():
+        if name not in ("channels", "macs", "params") or not price > 0:
+            raise PlanError(
+                f"original prices: expected positive channels, macs or params, got {name}={price}"
+            )
+    return {name: float(price) for name, price in original.items()}
 
 
 def _kept(

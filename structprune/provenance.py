@@ -1,8 +1,8 @@
 """Where an integer came from: the size of an axis, an attribute of a module, a literal, or arithmetic on those.
 
-While a model is traced, `x.shape` and module attributes hand out `TracedInt`: an int in every respect, that remembers the
-expression behind its value. What the code then demands of its integers (a view size, a slice bound, a group count, a
-comparison, a number used as a value) is written into a `Ledger`, and decided once the whole network has been seen.
+While a model is traced, `x.shape` and module attributes hand out `TracedInt`: an int in every respect, that remembers
+the expression behind its value. What the code then demands of its integers (a view size, a slice bound, a group count,
+a comparison, a number used as a value) is written into a `Ledger`, and decided once the whole network has been seen.
 An integer that arrives without a trace counts as a literal, which is always safe.
 """
 
@@ -221,10 +221,10 @@ class TracedInt(int):
     def __copy__(self) -> TracedInt:
         return self
 
-    def __neg__(self) -> TracedInt:  # type: ignore[override]
+    def __neg__(self) -> TracedInt:
         return TracedInt(-int(self), negative(self.node), self.ledger)
 
-    def __pos__(self) -> TracedInt:  # type: ignore[override]
+    def __pos__(self) -> TracedInt:
         return self
 
     def __float__(self) -> float:

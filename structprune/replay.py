@@ -1,7 +1,7 @@
 """The masked original: the same run once more, on real numbers, that does not listen to what a plan removes.
 
-Contractions count removed positions as zero. Statistics (norms, softmax, means) are taken over the kept positions, and put
-noise where the removed ones were. Nothing else is touched, so whatever is left in removed channels flows on freely.
+Contractions count removed positions as zero. Statistics (norms, softmax, means) are taken over the kept positions, and
+put noise where the removed ones were. Nothing else is touched, so whatever is left in removed channels flows on freely.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ Cut = Mapping[Atom, np.ndarray]
 
 
 class Replay(Tracer):
-    """Runs each operation as it was traced on real tensors, with masks at its sites; ``observe`` sees what comes out."""
+    """Runs each operation as it was traced on real tensors, with masks at its sites; ``observe`` sees
+    what comes out.
+    """
 
     def __init__(
         self,
@@ -131,7 +133,9 @@ class Replay(Tracer):
 
 
 def noise(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Fill ``tensor`` with numbers in [0.5, 1.5) where it holds floats, with ones elsewhere; positive, so roots exist."""
+    """Fill ``tensor`` with numbers in [0.5, 1.5) where it holds floats, with ones elsewhere; positive, so
+    roots exist.
+    """
     if not tensor.is_floating_point() and not tensor.is_complex():
         return tensor.fill_(1)
     drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5

@@ -67,7 +67,9 @@ def _computed(hook: Any, module: nn.Module) -> Any:
 
 
 def rebind_functions(module: nn.Module, memo: Mapping[int, Any]) -> None:
-    """Let the module's functions and hooks speak of the copies in ``memo`` where their closures hold what was copied."""
+    """Let the module's functions and hooks speak of the copies in ``memo`` where their closures hold what
+    was copied.
+    """
     for name, value in vars(module).items():
         if isinstance(value, types.FunctionType):
             vars(module)[name] = _rebound(value, memo, set())

@@ -54,13 +54,15 @@ def select(
     `keep` holds whole every group with a member in the named modules; `only` restricts the cut to groups that
     the named modules produce. Both take group names, module names and globs. `normalize` ("mean" or "none")
     says whether scores are divided by their group's mean before groups are compared; Network Slimming
-    compares them raw. `original` is the price of the network that `budget` is a fraction of (default: of
-    `graph` itself), for a network that has been pruned before; for channels, the sum of the free primary
-    groups' sizes. `criterion` is only recorded.
+    compares them raw. `original` is the price of the network that `budget` is a fraction of (default: what
+    the graph knows of the network before it was ever pruned, else `graph` itself); for channels, the sum of
+    the free primary groups' sizes. `criterion` is only recorded.
 
     Raises InputError for arguments that are wrong or name nothing, and BudgetError, with the reachable range,
     for a budget that cannot be met.
     """
+    if original is None:
+        original = getattr(graph, "original", {}).get(budget.quantity)
     bounds = Constraints(multiple_of, min_channels, max_pruned, _listed(keep), _listed(only))
     scope = _scope(scope, budget)
     candidates = candidate_groups(graph.groups, bounds)

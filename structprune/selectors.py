@@ -23,9 +23,10 @@ def module_names(model: nn.Module, chosen: str | nn.Module | Iterable[str | nn.M
 
 
 def _name(model: nn.Module, module: nn.Module) -> str:
-    for name, candidate in model.named_modules():
+    found: str
+    for found, candidate in model.named_modules():
         if candidate is module:
-            return name
+            return found
     raise InputError(
         f"{type(module).__name__} is no module of the model given; use one of its own, or a name"
     )

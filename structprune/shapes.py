@@ -1,7 +1,7 @@
 """What the commonest operations return on the meta device, from shapes alone.
 
-Torch finds these shapes through Python decompositions that take up to a hundred times as long as the rest of a trace. Only
-plain cases are answered here; everything else, errors included, is left to torch.
+Torch finds these shapes through Python decompositions that take up to a hundred times as long as the rest of a trace.
+Only plain cases are answered here; everything else, errors included, is left to torch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,37 @@ import torch
 __all__ = ["shortcut"]
 
 _aten = torch.ops.aten
-_SAME = ("relu", "sigmoid", "tanh", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "softplus")
-_SAME += ("mish", "clamp", "clamp_min", "add", "sub", "mul", "div", "neg", "exp", "sqrt", "rsqrt", "pow")
+_SAME = [
+    "relu",
+    "sigmoid",
+    "tanh",
+    "silu",
+    "gelu",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "leaky_relu",
+    "elu",
+    "softplus",
+    "mish",
+    "clamp",
+    "clamp_min",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "neg",
+    "exp",
+    "sqrt",
+    "rsqrt",
+    "pow",
+]
 
 
 def shortcut(operation: Any) -> Callable[[tuple[Any, ...], dict[str, Any]], Any] | None:
-    """Return the function that gives an operation's result on the meta device, itself None where torch must be asked."""
+    """Return the function that gives an operation's result on the meta device, itself None where torch
+    must be asked.
+    """
     return _SHORTCUTS.get(getattr(operation, "_overloadpacket", None))
 
 
@@ -72,8 +97,16 @@ def _cat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     first = tensors[0]
     axis %= max(first.ndim, 1)
     for tensor in tensors:
-        plain = tensor.is_contiguous() and tensor.dtype == first.dtype and tensor.ndim == first.ndim and tensor.ndim
-        rest = (*tensor.shape[:axis], *tensor.shape[axis + 1 :]) == (*first.shape[:axis], *first.shape[axis + 1 :])
+        plain = (
+            tensor.is_contiguous()
+            and tensor.dtype == first.dtype
+            and tensor.ndim == first.ndim
+            and tensor.ndim
+        )
+        rest = (*tensor.shape[:axis], *tensor.shape[axis + 1 :]) == (
+            *first.shape[:axis],
+            *first.shape[axis + 1 :],
+        )
         if kwargs or not plain or not rest:
             return None
     size = math.fsum(tensor.shape[axis] for tensor in tensors)

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from structprune import edits, layers
 from structprune.errors import PlanError
-from structprune.plan import PruningPlan
+from structprune.plan import ORIGIN, PruningPlan
 from structprune.replica import recompute, replica
 from structprune.tensors import Slot, fingerprint, like, named_tensors, slots
 
@@ -41,11 +41,19 @@ def apply_plan(model: nn.Module, plan: PruningPlan, inplace: bool = False) -> nn
     truthful = _truthful(model, {id(tensors[name]) for name in plan.tensors})
     if inplace:
         _apply_inside(model, plan, {name: tensors[name] for name in plan.tensors}, truthful)
+        _remember(model, plan)
         return model
     pruned = replica(model, _new_tensors(tensors, plan))
     _require_separate(model, pruned, plan)
     _settle(pruned, plan, truthful, [])
+    _remember(pruned, plan)
     return pruned
+
+
+def _remember(pruned: nn.Module, plan: PruningPlan) -> None:
+    """Keep with the network what it cost before any pruning, for the budgets of later steps."""
+    if plan.original and ORIGIN not in vars(pruned):
+        vars(pruned)[ORIGIN] = dict(plan.original)
 
 
 def check_plan(

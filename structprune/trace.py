@@ -1,13 +1,14 @@
 """One run of a model without arithmetic: every tensor dimension gets an axis expression.
 
-A dispatch mode sees every ATen operation and asks its rule how axes flow; a function mode above it hands out integers that
-remember where they came from. The run uses meta tensors, which hold no memory; where a model needs devices it uses fake
-tensors, and where it reads values the real ones. This is the only file that knows dispatch modes.
+A dispatch mode sees every ATen operation and asks its rule how axes flow; a function mode above it hands out integers
+that remember where they came from. The run uses meta tensors, which hold no memory; where a model needs devices it uses
+fake tensors, and where it reads values the real ones. This is the only file that knows dispatch modes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
@@ -122,6 +123,8 @@ class Tracer:
         out = self.execute(operation, args, kwargs)
         rule, name, names, defaults, always = self._known.get(operation) or self._learn(operation)
         context = self.context
+        if not any(True for _ in iter_tensors((out,))):
+            rule = passed_over  # a device, a number, a truth value: the program's to use
         if always or self._concerns(args, kwargs):
             arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
             self.judge(rule, Call(context, name, arguments, out))
@@ -258,13 +261,17 @@ class Tracer:
         return count
 
 
+def passed_over(call: Call) -> None:
+    """Learn nothing: the operation returns no tensor."""
+
+
 def _place(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tracer = tracer
 
     def __torch_dispatch__(
@@ -317,7 +324,9 @@ def _on_meta(
 
 
 def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = None) -> Run:
-    """Return what a run of ``model`` says about its dimensions: on meta tensors if it can, else on fake or real ones."""
+    """Return what a run of ``model`` says about its dimensions: on meta tensors if it can, else on fake
+    or real ones.
+    """
     args, kwargs = normalize_inputs(example_inputs)
     if tracer is not None:
         return _run(model, args, kwargs, tracer)
@@ -329,7 +338,7 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
             return _run(model, args, kwargs, Tracer(kind))
         except RuleError:
             raise
-        except Exception as error:  # the public boundary around the user's forward: any error it can raise
+        except Exception as error:  # noqa: BLE001 - the public boundary around the user's forward: any error it can raise
             first = error if first is None or kind == "real" else first
     assert first is not None
     raise TraceError(
@@ -431,7 +440,23 @@ def _fake() -> tuple[Callable[..., Any], Callable[..., Any], Any]:
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         return mode.from_tensor(tensor.detach())
 
-    return lambda tensor, _kind: _as_parameter(fake(tensor), tensor), fake, mode
+    return lambda tensor, _kind: _as_parameter(fake(tensor), tensor), fake, _quietly(mode)
+
+
+@contextlib.contextmanager
+def _quietly(mode: Any) -> Iterator[None]:
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addFilter(_no_failures)
+    try:
+        with mode:
+            yield
+    finally:
+        logger.removeFilter(_no_failures)
+
+
+def _no_failures(record: logging.LogRecord) -> bool:
+    """A model that fake tensors cannot run is run on real ones: torch's report of the failed attempt is no news."""
+    return "failed while attempting to run meta" not in record.getMessage()
 
 
 def _real() -> tuple[Callable[..., Any], Callable[..., Any], Any]:
@@ -446,7 +471,8 @@ _SUBSTITUTES = {"meta": _meta, "fake": _fake, "real": _real}
 
 @contextlib.contextmanager
 def _transparent_functionals() -> Iterator[None]:
-    """Let the Python bodies of torch.nn.functional run in the open, so that every view inside is seen with its integers.
+    """Let the Python bodies of torch.nn.functional run in the open, so that every view inside is seen with its
+    integers.
 
     Only this thread's trace runs meanwhile; attention's fused inference path, which hides its operations, is off.
     """

@@ -2,9 +2,9 @@
 
 In float64 and eval mode, on copies:
 
-1. Everything that the plan removes from parameters and buffers is overwritten with noise, and the original is run so that
-   no contraction listens to removed positions (they count as zero) and every statistic is taken over the kept ones. Two
-   different noises must give the same output: the rest of the network does not listen to what was removed.
+1. Everything that the plan removes from parameters and buffers is overwritten with noise, and the original is run so
+   that no contraction listens to removed positions (they count as zero) and every statistic is taken over the kept
+   ones. Two different noises must give the same output: the rest of the network does not listen to what was removed.
 2. That output equals the pruned network's.
 """
 
@@ -95,8 +95,9 @@ def verify(original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_in
     max_error = largest_error(first, _outputs_of(small, inputs))
     if not max_error <= tolerance:
         raise VerificationError(
-            f"the pruned network differs from the masked original by {max_error:.1e} relative (allowed: {tolerance:.0e}), "
-            f"first in {proof.first_difference(small, tolerance)}. The model given is untouched."
+            f"the pruned network differs from the masked original by {max_error:.1e} relative "
+            f"(allowed: {tolerance:.0e}), first in {proof.first_difference(small, tolerance)}. "
+            "The model given is untouched."
         )
     return VerifyReport(max_error, noise_error, tolerance, _changes(run, cut))
 
@@ -240,12 +241,15 @@ def _outputs_of(small: nn.Module, inputs: Any) -> list[torch.Tensor]:
         raise
     except Exception as error:  # the boundary around the user's forward on the pruned tensors
         raise VerificationError(
-            f"the pruned network fails in layer {replay.context.layer or '<root>'!r} with {type(error).__name__}: {error}"
+            f"the pruned network fails in layer {replay.context.layer or '<root>'!r} "
+            f"with {type(error).__name__}: {error}"
         ) from error
 
 
 def largest_error(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
-    """Return the largest difference relative to the largest expected number of each tensor; infinite for other shapes."""
+    """Return the largest difference relative to the largest expected number of each tensor; infinite for
+    other shapes.
+    """
     if len(expected) != len(found):
         return math.inf
     return max((_error(a, b) for a, b in zip(expected, found, strict=True)), default=math.inf)

@@ -11,7 +11,9 @@ __all__ = ["refuse_wrapped"]
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raise TraceError, naming the right order of steps, for a model that is wrapped, compiled, scripted or quantised."""
+    """Raise TraceError, naming the right order of steps, for a model that is wrapped, compiled, scripted
+    or quantised.
+    """
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     for name, module in model.named_modules():

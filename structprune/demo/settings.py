@@ -20,7 +20,7 @@ class Settings:
     image_size: int = 12
     epochs: int = 6
     lr: float = 0.05
-    finetune_epochs: int = 3
+    finetune_epochs: int = 4
     finetune_lr: float = 0.02
     train_batch: int = 32
     macs: float = 0.5

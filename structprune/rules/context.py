@@ -36,8 +36,8 @@ class Site:
     """An operation that reads across a dimension: where removed positions must not be listened to.
 
     ``axes`` names, for a contraction, the dimension of each argument in which removed positions count as zero. A
-    statistic has none: it is taken over the kept positions of all arguments, and ``integers`` are those that state a size.
-    ``changes`` says what a cut changes about the result (empty: nothing).
+    statistic has none: it is taken over the kept positions of all arguments, and ``integers`` are those that state a
+    size. ``changes`` says what a cut changes about the result (empty: nothing).
     """
 
     index: int
@@ -197,7 +197,9 @@ class Call:
             )
 
     def weight(self, *names: str) -> str | None:
-        """Return which of two operands is the layer's weight: the one that no input reaches, the last if both are such."""
+        """Return which of two operands is the layer's weight: the one that no input reaches, the last if both
+        are such.
+        """
         still = [name for name in names if self[name] not in self.context.live]
         return still[-1] if still else None
 

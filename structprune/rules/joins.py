@@ -86,7 +86,9 @@ def split(c: Call) -> None:
 
 
 def _equal_parts(whole: Expr, pieces: Sequence[Expr]) -> list[Node | None]:
-    """Return what the pieces of a chunk are equal to: the first one, or where it does not come out even, the quotient."""
+    """Return what the pieces of a chunk are equal to: the first one, or where it does not come out even,
+    the quotient.
+    """
     if whole.size % len(pieces) == 0:
         return [None, *(Size(pieces[0]) for _ in pieces[1:])]
     quotient = ceil_div(Size(whole), len(pieces))

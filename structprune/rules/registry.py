@@ -18,7 +18,8 @@ _FUNCTION_RULES: dict[Any, tuple[Rule, tuple[str, ...]]] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of the operations ``names``: ``"convolution"``, or ``"mylib::my_op"`` for a custom one.
+    """Register a function as the rule of the operations ``names``: ``"convolution"``, or ``"mylib::my_op"`` for a
+    custom one.
 
     The in-place variant (``relu_``) and all overloads share the rule. Raises ValueError for a name that has one.
     """
