@@ -153,6 +153,8 @@ def product(factors: Iterable[Expr]) -> Expr:
     for item in factors:
         item = normal(item)
         for piece in item.factors if isinstance(item, Prod) else (item,):
+            if piece.size == 0:
+                return Const(0)
             if piece.size == 1:
                 continue
             if flat and isinstance(piece, Const) and isinstance(flat[-1], Const):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from structprune.axes import Const, Expr, Frozen
 from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import map_tensors, normalize_inputs, tensors_in
+from structprune.leftovers import forget
 from structprune.provenance import Size, TracedInt, user_line
 from structprune.rules import Call, Context, FunctionCall, Uncovered, lookup, lookup_function
 from structprune.rules.context import Dims, constants, free, iter_tensors
@@ -371,8 +373,15 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
         result = clone(*args, **kwargs)
     context.ledger.open = False
     outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
-    kept = [result] if tracer.kind == "real" else []
-    return Run(context, named, outputs, tracer.records, tracer.kind, kept)
+    if tracer.kind == "real":
+        return Run(context, named, outputs, tracer.records, tracer.kind, [result])
+    own = {id(tensor) for tensor in tensors.values()}
+    passed = [weakref.ref(tensor) for tensor in context.dims if id(tensor) not in own]
+    del clone, result, args, kwargs, tensors, tensor
+    context.dims.clear()
+    context.live.clear()
+    forget(passed)
+    return Run(context, named, outputs, tracer.records, tracer.kind)
 
 
 def output_tensors(result: Any) -> list[torch.Tensor]:
