@@ -6,7 +6,7 @@ put noise where the removed ones were. Nothing else is touched, so whatever is l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,26 @@ import torch
 
 from structprune import axes
 from structprune.axes import Atom, Expr
+from structprune.errors import StructpruneError
 from structprune.graph import kept_positions
 from structprune.rules import Site, lookup_function
 from structprune.rules.context import Dims, iter_tensors
 from structprune.trace import Tracer
 
-__all__ = ["Replay"]
+__all__ = ["OtherOperations", "Replay", "noise"]
 
 Cut = Mapping[Atom, np.ndarray]
+_DRAWN = 10_007
+
+
+class OtherOperations(StructpruneError):
+    """A run took other operations than the trace: on real tensors torch chose another form of one of them."""
 
 
 class Replay(Tracer):
-    """Runs each operation as it was traced on real tensors, with masks at its sites; ``observe`` sees
-    what comes out.
+    """Runs each operation as it was traced, now on real tensors and with masks at its sites.
+
+    ``operations`` are the names that are expected, in order (none: any); ``observe`` sees what comes out.
     """
 
     def __init__(
@@ -34,9 +41,11 @@ class Replay(Tracer):
         sites: Mapping[int, Site],
         cut: Cut,
         generator: torch.Generator,
+        operations: Sequence[str] = (),
         observe: Callable[[int, str, Any], None] | None = None,
     ) -> None:
         super().__init__("real")
+        self.operations = operations
         self.sites = sites
         self.cut = cut
         self.generator = generator
@@ -45,8 +54,8 @@ class Replay(Tracer):
     def dispatch(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.muted:
             return operation(*args, **kwargs)
-        names = tuple(argument.name for argument in operation._schema.arguments)
-        return self._step(operation, names, args, kwargs)
+        _, name, names, *_ = self._known.get(operation) or self._learn(operation)
+        return self._step(operation, name, names, args, kwargs)
 
     def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = lookup_function(function)
@@ -54,13 +63,12 @@ class Replay(Tracer):
             return function(*args, **kwargs)
         self.muted = True
         try:
-            return self._step(function, found[1], args, kwargs)
+            return self._step(function, function.__name__, found[1], args, kwargs)
         finally:
             self.muted = False
 
-    def _step(
-        self, operation: Any, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _step(self, operation: Any, name: str, names: Sequence[str], args: Any, kwargs: Any) -> Any:
+        self._expect(name)
         site = self.sites.get(self.context.index)
         if site is None:
             out = operation(*args, **kwargs)
@@ -71,6 +79,12 @@ class Replay(Tracer):
             self.observe(self.context.index, self.context.layer, out)
         self.context.index += 1
         return out
+
+    def _expect(self, name: str) -> None:
+        index = self.context.index
+        if self.operations and (index >= len(self.operations) or self.operations[index] != name):
+            wanted = self.operations[index] if index < len(self.operations) else "the end"
+            raise OtherOperations(f"operation {index} is {name}, where the trace had {wanted}")
 
     def _zeroed(self, site: Site, operation: Any, names: Any, args: Any, kwargs: Any) -> Any:
         reduced = {leaf for expr in site.reduced for leaf in axes.leaves(expr)}
@@ -133,13 +147,18 @@ class Replay(Tracer):
 
 
 def noise(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Fill ``tensor`` with numbers in [0.5, 1.5) where it holds floats, with ones elsewhere; positive, so
-    roots exist.
+    """Fill ``tensor`` with numbers in [0.5, 1.5) where it holds floats, with ones elsewhere; positive, so roots exist.
+
+    A few thousand numbers are drawn and repeated: a prime number of them, so that no two channels get the same.
     """
     if not tensor.is_floating_point() and not tensor.is_complex():
         return tensor.fill_(1)
-    drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
-    return tensor.copy_(drawn)
+    count = min(tensor.numel(), _DRAWN)
+    drawn = (torch.rand(count, generator=generator, dtype=torch.float64) + 0.5).to(
+        tensor.device, tensor.dtype
+    )
+    copies = -(-tensor.numel() // max(count, 1))
+    return tensor.copy_(drawn.repeat(copies)[: tensor.numel()].view(tensor.shape))
 
 
 def _call(operation: Any, names: Any, args: Any, kwargs: Any, change: Callable[[str, Any], Any]) -> Any:

@@ -100,6 +100,7 @@ class Run:
     outputs: tuple[Dims, ...]
     records: list[Record]
     kind: str
+    narrow: bool
     kept: list[Any] = field(default_factory=list)
 
 
@@ -374,34 +375,32 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     context.ledger.open = False
     outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
     if tracer.kind == "real":
-        return Run(context, named, outputs, tracer.records, tracer.kind, [result])
+        return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow, [result])
     own = {id(tensor) for tensor in tensors.values()}
     passed = [weakref.ref(tensor) for tensor in context.dims if id(tensor) not in own]
     del clone, result, args, kwargs, tensors, tensor
     context.dims.clear()
     context.live.clear()
     forget(passed)
-    return Run(context, named, outputs, tracer.records, tracer.kind)
+    return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow)
 
 
 def output_tensors(result: Any) -> list[torch.Tensor]:
     """Return the tensors of a model's output, in any nest of lists, tuples, dicts, dataclasses or plain objects."""
     found: list[torch.Tensor] = []
     seen: set[int] = set()
-
-    def walk(value: Any) -> None:
+    waiting = [result]
+    while waiting:
+        value = waiting.pop()
         if isinstance(value, torch.Tensor):
             found.append(value)
         elif id(value) not in seen and not isinstance(value, nn.Module):
             seen.add(id(value))
-            for item in _inside(value):
-                walk(item)
-
-    walk(result)
+            waiting.extend(reversed(_inside(value)))
     return found
 
 
-def _inside(value: Any) -> Any:
+def _inside(value: Any) -> list[Any]:
     if isinstance(value, dict) or hasattr(value, "items"):
         return list(value.values())
     if isinstance(value, list | tuple | set | frozenset):

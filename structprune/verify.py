@@ -23,18 +23,16 @@ from structprune import axes
 from structprune.assembly import settle_run
 from structprune.axes import Atom
 from structprune.clone import structural_clone
-from structprune.errors import InputError, StructpruneError, VerificationError
+from structprune.errors import InputError, StructpruneError, TraceError, VerificationError
 from structprune.graph import kept_positions
 from structprune.inputs import map_tensors
 from structprune.plan import PruningPlan
-from structprune.replay import Replay, noise
+from structprune.replay import OtherOperations, Replay, noise
 from structprune.surgery import check_plan
 from structprune.tensors import named_tensors
 from structprune.trace import Run, Tracer, output_tensors, run_traced
 
 __all__ = ["Change", "VerifyReport", "verify"]
-
-_EXACT, _SINGLE = 1e-9, 1e-5
 
 
 @dataclass(frozen=True)
@@ -77,15 +75,47 @@ def verify(original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_in
         raise InputError(
             "a model on the meta device has no weights to verify: pass verify=False, or give it weights"
         )
-    reference, small = _double(original), _double(pruned)
-    inputs = _informative(example_inputs)
-    tracer = Tracer("real")
-    run = run_traced(reference, inputs, tracer)
-    settle_run(run)
-    cut = _cut_atoms(run, plan)
-    proof = _Proof(reference, inputs, run, cut)
-    first, second = proof.masked(seed=1), proof.masked(seed=2)
-    tolerance = _SINGLE if tracer.narrow else _EXACT
+    failed: Exception | None = None
+    for precision in _PRECISIONS:
+        try:
+            return _prove(original, pruned, plan, example_inputs, precision)
+        except _OriginalFails as failure:  # kernels that take no float64: prove in the widest that they take
+            failed = failed or failure.__cause__ or failure  # type: ignore[assignment]
+    raise VerificationError(
+        f"the original fails on the example inputs with {type(failed).__name__}: {failed}"
+    ) from failed
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """A dtype to prove in, and how much two computations may differ there."""
+
+    dtype: torch.dtype | None  # None: each tensor's own
+    tolerance: float
+
+
+_PRECISIONS = (_Precision(torch.float64, 1e-9), _Precision(torch.float32, 1e-4), _Precision(None, 5e-2))
+_SINGLE = 1e-5  # in float64, where the network itself computes something in float32
+
+
+class _OriginalFails(Exception):
+    """The original does not run in this precision."""
+
+
+def _prove(
+    original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_inputs: Any, precision: _Precision
+) -> VerifyReport:
+    reference, small = _converted(original, precision), _converted(pruned, precision)
+    inputs = _informative(example_inputs, precision)
+    try:
+        proof, first = _begin(_Proof(reference, inputs, run_traced(reference, inputs), plan))
+        second = proof.masked(seed=2)
+    except StructpruneError as error:
+        raise (_OriginalFails() if isinstance(error, TraceError) else error) from error
+    except Exception as error:  # the boundary around the user's forward
+        raise _OriginalFails from error
+    narrow = proof.run.narrow and precision.dtype == torch.float64
+    tolerance = _SINGLE if narrow else precision.tolerance
     noise_error = largest_error(first, second)
     if not noise_error <= tolerance:
         raise VerificationError(
@@ -99,30 +129,43 @@ def verify(original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_in
             f"(allowed: {tolerance:.0e}), first in {proof.first_difference(small, tolerance)}. "
             "The model given is untouched."
         )
-    return VerifyReport(max_error, noise_error, tolerance, _changes(run, cut))
+    return VerifyReport(max_error, noise_error, tolerance, _changes(proof.run, proof.cut))
+
+
+def _begin(proof: _Proof) -> tuple[_Proof, list[torch.Tensor]]:
+    """Return a proof that follows the operations as they really run, and its first outputs."""
+    try:
+        return proof, proof.masked(seed=1)
+    except OtherOperations:  # real tensors took other kernels than meta ones: trace on real ones
+        run = run_traced(proof.reference, proof.inputs, Tracer("real"))
+        proof = _Proof(proof.reference, proof.inputs, run, proof.plan)
+        return proof, proof.masked(seed=1)
 
 
 class _Proof:
-    """The runs of the masked original."""
+    """The runs of the masked original; the removed slices of ``reference``, a copy, are overwritten each time."""
 
-    def __init__(self, reference: nn.Module, inputs: Any, run: Run, cut: dict[Atom, np.ndarray]) -> None:
+    def __init__(self, reference: nn.Module, inputs: Any, run: Run, plan: PruningPlan) -> None:
+        settle_run(run)
         self.reference = reference
+        self.tensors = named_tensors(reference)
         self.inputs = inputs
         self.run = run
-        self.cut = cut
-        self.sites = {site.index: site for site in run.context.sites if _touches(site.arguments, cut)}
+        self.plan = plan
+        self.cut = _cut_atoms(run, plan)
+        self.sites = {site.index: site for site in run.context.sites if _touches(site.arguments, self.cut)}
+        self.operations = [record.operation for record in run.records]
 
     def masked(self, seed: int, observe: Any = None) -> list[torch.Tensor]:
+        """Return the outputs of the masked original with removed channels filled by the noise of ``seed``."""
         generator = torch.Generator().manual_seed(seed)
-        filled, tensors = structural_clone(self.reference, lambda tensor, _kind: _own(tensor))
         for name, dims in self.run.named.items():
-            _fill_removed(tensors[name], dims, self.cut, generator)
-        replay = Replay(self.sites, self.cut, generator, observe)
-        run = run_traced(filled, self.inputs, replay)
-        if replay.context.index != len(self.run.records):
-            raise VerificationError(
-                f"the masked original took {replay.context.index} operations where it took {len(self.run.records)} "
-                "before: its forward depends on values or on earlier calls, so nothing can be proven about it"
+            _fill_removed(self.tensors[name], dims, self.cut, generator)
+        replay = Replay(self.sites, self.cut, generator, self.operations, observe)
+        run = run_traced(self.reference, self.inputs, replay)
+        if replay.context.index != len(self.operations):
+            raise OtherOperations(
+                f"{replay.context.index} operations, where the trace had {len(self.operations)}"
             )
         return output_tensors(run.kept)
 
@@ -136,7 +179,7 @@ class _Proof:
         self.masked(1, lambda index, _layer, out: seen.setdefault(index, self._kept_outputs(index, out)))
 
         def again(observe: Any) -> None:
-            run_traced(small, self.inputs, Replay({}, {}, torch.Generator(), observe))
+            run_traced(small, self.inputs, Replay({}, {}, torch.Generator(), observe=observe))
 
         return self._compared(seen, again, tolerance, False)
 
@@ -166,31 +209,34 @@ class _Proof:
         return differing[0] if differing else "the model's outputs"
 
 
-def _double(model: nn.Module) -> nn.Module:
-    clone, _ = structural_clone(model, lambda tensor, _kind: _own(widest(tensor.detach()), tensor))
+def _converted(model: nn.Module, precision: _Precision) -> nn.Module:
+    clone, _ = structural_clone(model, lambda tensor, _kind: _own(_cast(tensor.detach(), precision), tensor))
     return clone.eval()
+
+
+def _cast(tensor: torch.Tensor, precision: _Precision) -> torch.Tensor:
+    if tensor.is_complex() and precision.dtype == torch.float64:
+        return tensor.to(torch.complex128)
+    return tensor.to(precision.dtype) if tensor.is_floating_point() and precision.dtype else tensor
 
 
 def widest(tensor: torch.Tensor) -> torch.Tensor:
     """Return ``tensor`` in double precision where it holds floats or complex numbers, else itself."""
-    if tensor.is_floating_point():
-        return tensor.double()
-    return tensor.to(torch.complex128) if tensor.is_complex() else tensor
+    return _cast(tensor, _PRECISIONS[0])
 
 
-def _own(tensor: torch.Tensor, kind: torch.Tensor | None = None) -> torch.Tensor:
-    copied = tensor.detach().clone()
-    like = tensor if kind is None else kind
-    return nn.Parameter(copied, requires_grad=False) if isinstance(like, nn.Parameter) else copied
+def _own(tensor: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    copied = tensor.clone() if tensor.data_ptr() == old.data_ptr() else tensor
+    return nn.Parameter(copied, requires_grad=False) if isinstance(old, nn.Parameter) else copied
 
 
-def _informative(example_inputs: Any) -> Any:
+def _informative(example_inputs: Any, precision: _Precision) -> Any:
     generator = torch.Generator().manual_seed(0)
 
     def better(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = widest(tensor.detach())
+        tensor = _cast(tensor.detach(), precision)
         if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
-            return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+            return torch.randn(tensor.shape, generator=generator).to(tensor)
         return tensor
 
     return map_tensors(copy.copy(example_inputs), better)

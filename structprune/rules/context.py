@@ -178,6 +178,8 @@ class Call:
     def contract(self, reduced: Sequence[Expr], axes: Mapping[str, int]) -> None:
         """Note a contraction over ``reduced``; ``axes`` gives for each argument the dimension that is contracted."""
         self.context.consumed.extend(reduced)
+        live = {name: axis for name, axis in axes.items() if self[name] in self.context.live}
+        axes = live or axes  # zero times a weight is zero: weights need no mask of their own
         self._site({name: self.dims(self[name]) for name in axes}, tuple(reduced), axes=axes)
 
     def statistic(
