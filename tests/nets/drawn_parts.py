@@ -147,11 +147,9 @@ class Norm(Part):
             3: ("layer", "rms", "root"),
             4: ("batch", "group", "layer", "rms"),
         }
-        return {
-            "kind": choose(*kinds[len(shape)]),
-            "groups": choose(*divisors(shape[1])),
-            "affine": choose(True, False),
-        }
+        kind = choose(*kinds[len(shape)])
+        affine = kind == "root" or choose(True, False)
+        return {"kind": kind, "groups": choose(*divisors(shape[1])), "affine": affine}
 
     def __init__(self, shape: Shape, kind: str, groups: int, affine: bool) -> None:
         super().__init__()
