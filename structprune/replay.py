@@ -6,6 +6,7 @@ put noise where the removed ones were. Nothing else is touched, so whatever is l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -135,7 +136,7 @@ class Replay(Tracer):
             kept = kept_positions(dim, self.cut)
             if kept is not None:
                 shape = [*tensor.shape[:axis], dim.size, *tensor.shape[axis + 1 :]]
-                wide = noise(tensor.new_empty(shape), self.generator)
+                wide = noise(shape, tensor, self.generator)
                 tensor = wide.index_copy_(axis, torch.as_tensor(kept, device=tensor.device), tensor)
         return tensor
 
@@ -146,19 +147,18 @@ class Replay(Tracer):
         return out
 
 
-def noise(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Fill ``tensor`` with numbers in [0.5, 1.5) where it holds floats, with ones elsewhere; positive, so roots exist.
+def noise(shape: Sequence[int], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return numbers in [0.5, 1.5) of ``like``'s dtype and device, ones where it holds no floats; positive, so roots
+    exist.
 
     A few thousand numbers are drawn and repeated: a prime number of them, so that no two channels get the same.
     """
-    if not tensor.is_floating_point() and not tensor.is_complex():
-        return tensor.fill_(1)
-    count = min(tensor.numel(), _DRAWN)
-    drawn = (torch.rand(count, generator=generator, dtype=torch.float64) + 0.5).to(
-        tensor.device, tensor.dtype
-    )
-    copies = -(-tensor.numel() // max(count, 1))
-    return tensor.copy_(drawn.repeat(copies)[: tensor.numel()].view(tensor.shape))
+    if not like.is_floating_point() and not like.is_complex():
+        return like.new_ones(shape)
+    size = math.prod(shape)
+    drawn = torch.rand(min(size, _DRAWN), generator=generator, dtype=torch.float64) + 0.5
+    copies = -(-size // max(len(drawn), 1))
+    return drawn.to(like.device, like.dtype).repeat(copies)[:size].view(tuple(shape))
 
 
 def _call(operation: Any, names: Any, args: Any, kwargs: Any, change: Callable[[str, Any], Any]) -> Any:

@@ -276,7 +276,8 @@ def _fill_removed(
         if kept is not None:
             gone = torch.as_tensor(np.setdiff1d(np.arange(dim.size), kept), device=tensor.device)
             with torch.no_grad():
-                tensor.index_copy_(axis, gone, noise(tensor.index_select(axis, gone), generator))
+                shape = [*tensor.shape[:axis], len(gone), *tensor.shape[axis + 1 :]]
+                tensor.index_copy_(axis, gone, noise(shape, tensor, generator))
 
 
 def _outputs_of(small: nn.Module, inputs: Any) -> list[torch.Tensor]:

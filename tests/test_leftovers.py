@@ -18,7 +18,7 @@ def cached_ramp(length: int) -> Tensor:
     return torch.ones(length) * 2
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cached_pair(length: int) -> tuple[Tensor, Tensor]:
     return torch.ones(length), torch.zeros(length)
 

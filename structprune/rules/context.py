@@ -150,7 +150,19 @@ class Call:
             found = range(start, start + len(values))
             call.used.update(found)
             return [None if int(call.ints[i]) == -1 else node_of(call.ints[i]) for i in found]
-        return [self.node(value) for value in values]
+        offset = _alignment(call.ints, values)
+        if offset is None:
+            return [self.node(value) for value in values]
+        return [self._aligned(offset + i, value) for i, value in enumerate(values)]
+
+    def _aligned(self, position: int, value: int) -> Node | None:
+        """Return where a size came from that faces ``position`` of the user's integers; outside them it was derived."""
+        call = self.context.function
+        assert call is not None
+        if 0 <= position < len(call.ints) and int(call.ints[position]) == int(value):
+            call.used.add(position)
+            return node_of(call.ints[position])
+        return None
 
     def node(self, value: int) -> Node | None:
         """Return where one integer came from; a traced one wins where several have the same value."""
@@ -229,6 +241,19 @@ def iter_tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from iter_tensors(value)
+
+
+def _alignment(given: Sequence[int], wanted: Sequence[int]) -> int | None:
+    """Return the shift under which most of ``wanted`` faces its equals in ``given``: two at least, the
+    last such shift.
+    """
+    best, found = 1, None
+    for shift in range(1 - len(wanted), len(given)):
+        pairs = [(i, shift + i) for i in range(len(wanted)) if 0 <= shift + i < len(given)]
+        equal = sum(int(wanted[i]) == int(given[j]) for i, j in pairs)
+        if equal > 1 and equal >= best:
+            best, found = equal, shift
+    return found
 
 
 def _match(given: Sequence[int], wanted: Sequence[int]) -> int | None:

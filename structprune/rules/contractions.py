@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from structprune import axes
 from structprune.axes import KERNEL, Const, Expr, product
-from structprune.rules.context import Call, Dims
+from structprune.rules.context import Call, Dims, Uncovered
 from structprune.rules.pointwise import broadcast
 from structprune.rules.registry import rule
 
@@ -85,8 +85,7 @@ def convolution(c: Call) -> None:
     """[b, [g i], ...], [[g o], i, ...] -> [b, [g o], ...]; transposed: the weight is [[g i], o, ...]."""
     x, weight = c.dims(c["input"]), c.dims(c["weight"])
     groups = c.get("groups", 1)
-    for dim in x[2:]:
-        c.freeze(dim, "a convolution slides along this dimension")
+    places = _places(c, x)
     for dim in weight[2:]:
         axes.freeze(dim, KERNEL)
     reduced, inner, produced = (_transposed if c.get("transposed", False) else _plain)(
@@ -94,12 +93,25 @@ def convolution(c: Call) -> None:
     )
     if c.get("bias") is not None:
         c.unify(produced, c.dims(c["bias"])[0])
-    out = (x[0], produced, *(Const(size) for size in c.out.shape[2:]))
+    out = (x[0], produced, *places)
     kernel = [Const(size) for size in c["weight"].shape[2:]]
-    places = x[2:] if c.get("transposed", False) else out[2:]
-    c.macs(x[0], produced, *places, inner, *kernel)
+    c.macs(x[0], produced, *(x[2:] if c.get("transposed", False) else places), inner, *kernel)
     c.set(c.out, out)
     c.contract(reduced, {"input": 1, "weight": 0 if c.get("transposed", False) else 1})
+
+
+def _places(c: Call, x: Dims) -> list[Expr]:
+    """A kernel of one position passes a dimension through; any other slides along it, and it stays as it is."""
+    places: list[Expr] = []
+    steps = zip(c["stride"], c["padding"], strict=True)
+    still = c["weight"].shape[2:].numel() == 1 and all(step == (1, 0) for step in steps)
+    for dim, size in zip(x[2:], c.out.shape[2:], strict=True):
+        if still and dim.size == size:
+            places.append(dim)
+        else:
+            c.freeze(dim, "a convolution slides along this dimension")
+            places.append(Const(size))
+    return places
 
 
 def _grouped(c: Call, dim: Expr, groups: int) -> tuple[Expr, Expr]:
@@ -159,3 +171,21 @@ def trilinear(c: Call) -> None:
     c.set(c.out, [dim for axis, dim in enumerate(full) if axis not in reduced])
     arguments = {name: c.dims(c[name]) for name in ("i1", "i2", "i3")}
     c.statistic("", arguments, [full[axis] for axis in reduced])
+
+
+@rule("_grouped_mm")
+def grouped_matrix_product(c: Call) -> None:
+    """[s, k], [g, k, n] -> [s, n]: rows of the first go to one of g weights, by offsets."""
+    x, weight = c.dims(c["self"]), c.dims(c["mat2"])
+    if len(x) != 2 or len(weight) != 3:
+        raise Uncovered("a grouped product whose offsets cut the contracted dimension")
+    c.unify(x[1], weight[1])
+    c.freeze(weight[0], "rows are sent to these weights by their number")
+    c.freeze(x[0], "rows are sent to one of several weights")
+    c.role(weight[1], "in")
+    c.role(weight[2], "out")
+    if c.get("bias") is not None:
+        c.unify(weight[2], c.dims(c["bias"])[-1])
+    c.macs(x[0], weight[2], x[1])
+    c.set(c.out, (x[0], weight[2]))
+    c.contract([x[1]], {"self": 1, "mat2": 1})

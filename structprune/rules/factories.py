@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from structprune.axes import Const, Expr
-from structprune.provenance import Literal, Size
+from structprune.provenance import Literal, Node, Size
 from structprune.rules.context import Call
 from structprune.rules.registry import rule
 from structprune.rules.views import repeated
@@ -28,11 +28,11 @@ def filled(c: Call) -> None:
     """-> [n]: every position holds the same, so a size taken from an axis makes it that axis."""
     sizes = list(c["size"])
     nodes = c.nodes(sizes)
-    if all(node is None or isinstance(node, Literal) for node in nodes):
-        c.set(c.out, [Const(size) for size in sizes])
-        return
-    out: list[Expr] = [repeated(c, size, node) for size, node in zip(sizes, nodes, strict=True)]
-    c.set(c.out, out)
+    c.set(c.out, [_dimension(c, size, node) for size, node in zip(sizes, nodes, strict=True)])
+
+
+def _dimension(c: Call, size: int, node: Node | None) -> Expr:
+    return Const(size) if isinstance(node, Literal) else repeated(c, size, node)
 
 
 @rule(

@@ -214,3 +214,38 @@ def moved(c: Call) -> None:
         c.freeze(dims[axis], f"{c.name} moves its positions")
         dims[axis] = Const(dims[axis].size)
     c.set(c.out, dims)
+
+
+@rule("rot90")
+def turned(c: Call) -> None:
+    """[n], [m] -> [m], [n], turned: both stay as they are."""
+    dims = list(c.dims(c["self"]))
+    i, j = c.get("dims", (0, 1))
+    for axis in (i, j):
+        c.freeze(dims[axis], "a rotation moves its positions")
+    if c.get("k", 1) % 2:
+        dims[i], dims[j] = dims[j], dims[i]
+    c.set(c.out, dims)
+
+
+@rule("slice_scatter", "slice_inverse")
+def written_slice(c: Call) -> None:
+    """[(a + b)], [b] -> [(a + b)]: a stretch is replaced."""
+    dims = c.dims(c["self"])
+    axis = c.get("dim", 0) % len(dims)
+    stretch = sliced(c, dims[axis], c.get("start", 0), c.get("end", 2**62), c.get("step", 1))
+    for position, other in enumerate(c.dims(c["src"])):
+        c.unify(stretch if position == axis else dims[position], other)
+    c.set(c.out, dims)
+
+
+@rule("select_scatter")
+def written_index(c: Call) -> None:
+    """[n], [a], [a] -> [n], [a]: one index of n is replaced."""
+    dims = c.dims(c["self"])
+    axis = c["dim"] % len(dims)
+    c.freeze(dims[axis], f"position {int(c['index'])} is written by its number")
+    rest = [dim for position, dim in enumerate(dims) if position != axis]
+    for mine, other in zip(rest, c.dims(c["src"]), strict=True):
+        c.unify(mine, other)
+    c.set(c.out, dims)

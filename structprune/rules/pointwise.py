@@ -38,6 +38,12 @@ def broadcast(c: Call, operands: Sequence[Sequence[Expr]], rank: int) -> tuple[E
     "_foreach_add",
     "copy",
     "fused_dropout",
+    "hardswish",
+    "log_sigmoid_forward",
+    "floor_divide",
+    "rsub",
+    "complex",
+    "polar",
 )
 def pointwise(c: Call) -> None:
     """[n], [n] -> [n]: every operand of more than one position keeps what the others keep."""
@@ -59,6 +65,8 @@ def _set_like(c: Call, tensor: torch.Tensor, dims: tuple[Expr, ...]) -> None:
     "clone",
     "detach",
     "alias",
+    "alias_copy",
+    "detach_copy",
     "contiguous",
     "_to_copy",
     "to",

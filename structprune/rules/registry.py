@@ -63,9 +63,15 @@ def lookup(operation: Any) -> Rule | None:
     for key in (name, name.rstrip("_")) if namespace in ("aten", "prims") else (f"{namespace}::{name}",):
         if key in _RULES:
             return _RULES[key]
+    return _RULES["pointwise"] if _is_pointwise(operation, name) else None
+
+
+def _is_pointwise(operation: Any, name: str) -> bool:
+    """An in-place variant is what its functional twin is, also where torch has tagged only that."""
     if torch.Tag.pointwise in operation.tags:
-        return _RULES["pointwise"]
-    return None
+        return True
+    twin = getattr(getattr(torch.ops.aten, name.rstrip("_"), None), operation._overloadname, None)
+    return name.endswith("_") and twin is not None and torch.Tag.pointwise in twin.tags
 
 
 def known_rules() -> Iterator[tuple[str, str, str]]:
