@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import structprune as sp
 from tests.nets.drawn import Program, Step, networks
-from tests.oracle import judge
+from tests.oracle import compare, fill_distinct, judge
 
 FRACTIONS = st.sampled_from([0.2, 0.34, 0.5, 0.62, 0.75, 0.9])
 HOWS = st.sampled_from(["channels", "channels", "macs", "params", "any plan", "any plan"])
@@ -84,6 +85,27 @@ def test_many_drawn_networks_are_pruned_exactly(program: Program, how: str, frac
     check(program, how, fraction)
 
 
+@settings(RULES, max_examples=40, phases=[Phase.explicit, Phase.generate])
+@given(networks(), st.randoms(use_true_random=False))
+def test_proof_and_judge_agree_about_spoiled_networks(program: Program, chance: random.Random) -> None:
+    """Channels of one tensor of the pruned network in another order: seen by both, or harmless to both."""
+    model, inputs = fill_distinct(program.build()), program.inputs()
+    try:
+        result = sp.prune(model, inputs, sp.Budget(channels=0.5))
+    except sp.BudgetError:
+        return
+    places = [(p, dim) for p in result.model.parameters() for dim in range(p.ndim) if p.shape[dim] > 1]
+    tensor, dim = chance.choice(places)
+    with torch.no_grad():
+        tensor.copy_(tensor.roll(1, dim).clone())
+    try:
+        sp.verify(model, result.model, result.plan, inputs)
+        proven = True
+    except sp.VerificationError:
+        proven = False
+    assert proven is (compare(model, result.model, inputs).status in ("exact", "left whole"))
+
+
 # Networks that were drawn once and went wrong, made as small as they get.
 TOKENS, IMAGE = (2, 4, 6), (2, 3, 8, 8)
 LINEAR = Step("Linear", (0,), {"out": 8, "bias": True, "how": "module"})
@@ -92,6 +114,10 @@ GROUPED = Step("Convolve", (1,), {"out": 4, "kernel": 3, "groups": 2, "stride": 
 FOUND = {
     "root mean square norm without weights": (
         Program(TOKENS, (LINEAR, Step("Norm", (1,), {"kind": "root", "groups": 1, "affine": False})), (2,)),
+        "channels",
+    ),
+    "literal sizes that the batch repeats": (
+        Program(TOKENS, (LINEAR, Step("Fold", (1,), {"groups": 2, "kind": "mix", "how": "literal"})), (2,)),
         "channels",
     ),
     "as many groups as strides": (Program(IMAGE, (FIRST, GROUPED), (2,)), "any plan"),
