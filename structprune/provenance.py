@@ -28,6 +28,7 @@ __all__ = [
     "Size",
     "TracedInt",
     "node_of",
+    "plain",
     "user_line",
 ]
 
@@ -129,9 +130,9 @@ class Operation(Node):
         return f"({self.operands[0]} {self.symbol} {self.operands[1]})"
 
 
-def ceil_div(size: Node, parts: int) -> Node:
-    """Return the node of the size of each piece when ``size`` is chunked into ``parts``."""
-    return Operation("/^", lambda a, b: -(-a // b), (size, Literal(parts)))
+def ceil_div(a: Node, b: Node) -> Node:
+    """Return the node of ``a / b``, rounded up."""
+    return Operation("/^", lambda x, y: -(-x // y), (a, b))
 
 
 def negative(node: Node) -> Node:
@@ -139,9 +140,9 @@ def negative(node: Node) -> Node:
     return Operation("-", operator.neg, (node,))
 
 
-def times(a: Node, b: Node) -> Node:
-    """Return the node of ``a * b``."""
-    return Operation("*", operator.mul, (a, b))
+def plus(a: Node, b: Node) -> Node:
+    """Return the node of ``a + b``."""
+    return Operation("+", operator.add, (a, b))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +179,19 @@ class Ledger:
         """Demand that dimension ``expr`` has as many positions as ``node`` says."""
         self.equations.append(Equation(Size(expr), node, what, user_line()))
 
+    def hold(self, number: int, node: Node, what: str) -> None:
+        """Demand that ``node`` stays ``number``."""
+        self.equations.append(Equation(Literal(number), node, what, user_line()))
+
     def number(self, value: TracedInt) -> None:
         """Note that ``value`` was used as a number, not as a size: it must not change."""
         if self.open:
-            self.equations.append(Equation(Literal(int(value)), value.node, "a use as a number", user_line()))
+            self.equations.append(
+                Equation(Literal(plain(value)), value.node, "a use as a number", user_line())
+            )
 
     def compare(self, function: Any, symbol: str, left: TracedInt, right: int) -> bool:
-        truth = bool(function(int(left), int(right)))
+        truth = bool(function(plain(left), plain(right)))
         if self.open:
             self.comparisons.append(
                 Comparison(function, symbol, left.node, node_of(right), truth, user_line())
@@ -192,9 +199,14 @@ class Ledger:
         return truth
 
 
+def plain(value: int) -> int:
+    """Return the number alone, without noting that it was asked for."""
+    return int.__index__(value)
+
+
 def node_of(value: int) -> Node:
     """Return the expression behind ``value``; a plain int is a literal."""
-    return value.node if isinstance(value, TracedInt) else Literal(int(value))
+    return value.node if isinstance(value, TracedInt) else Literal(plain(value))
 
 
 class TracedInt(int):
@@ -213,7 +225,7 @@ class TracedInt(int):
         return int.__hash__(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (int, (int(self),))
+        return (int, (plain(self),))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedInt:
         return self
@@ -222,14 +234,29 @@ class TracedInt(int):
         return self
 
     def __neg__(self) -> TracedInt:
-        return TracedInt(-int(self), negative(self.node), self.ledger)
+        return TracedInt(-plain(self), negative(self.node), self.ledger)
 
     def __pos__(self) -> TracedInt:
         return self
 
+    def __bool__(self) -> bool:
+        return self.ledger.compare(operator.ne, "ne", self, 0)
+
+    def __int__(self) -> int:
+        self.ledger.number(self)
+        return plain(self)
+
+    def __format__(self, spec: str) -> str:
+        self.ledger.number(self)
+        return format(plain(self), spec)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        numbers = [int(value) if isinstance(value, TracedInt) else value for value in inputs]
+        return getattr(ufunc, method)(*numbers, **kwargs)
+
     def __float__(self) -> float:
         self.ledger.number(self)
-        return float(int(self))
+        return float(plain(self))
 
     def __truediv__(self, other: Any) -> Any:
         return _as_number(operator.truediv, self, other)
@@ -250,15 +277,15 @@ class TracedInt(int):
 
 
 def _as_number(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-    plain = []
+    numbers = []
     for operand in (left, right):
         if isinstance(operand, TracedInt):
             operand.ledger.number(operand)
-            operand = int(operand)
+            operand = plain(operand)
         elif not isinstance(operand, int | float | complex):
             return NotImplemented
-        plain.append(operand)
-    return function(*plain)
+        numbers.append(operand)
+    return function(*numbers)
 
 
 def _arithmetic(symbol: str, function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
@@ -268,7 +295,7 @@ def _arithmetic(symbol: str, function: Callable[[Any, Any], Any], left: Any, rig
         return NotImplemented
     ledger = left.ledger if isinstance(left, TracedInt) else right.ledger  # type: ignore[attr-defined]
     node = Operation(symbol, function, (node_of(left), node_of(right)))
-    return TracedInt(function(int(left), int(right)), node, ledger)
+    return TracedInt(function(plain(left), plain(right)), node, ledger)
 
 
 def _install(symbol: str, name: str, function: Callable[[Any, Any], Any]) -> None:
@@ -282,11 +309,52 @@ def _install_comparison(symbol: str, name: str, function: Callable[[Any, Any], b
             return self.ledger.compare(function, symbol, self, other)
         if isinstance(other, float):
             self.ledger.number(self)
-            return function(int(self), other)
+            return function(plain(self), other)
         return NotImplemented
 
     setattr(TracedInt, f"__{name}__", compare)
 
+
+def _install_number(name: str) -> None:
+    method = getattr(int, f"__{name}__")
+
+    def as_number(self: TracedInt, *others: Any) -> Any:
+        for operand in (self, *others):
+            if isinstance(operand, TracedInt):
+                operand.ledger.number(operand)
+        return method(plain(self), *(plain(o) if isinstance(o, TracedInt) else o for o in others))
+
+    setattr(TracedInt, f"__{name}__", as_number)
+
+
+for _name in [
+    "abs",
+    "round",
+    "trunc",
+    "floor",
+    "ceil",
+    "invert",
+    "lshift",
+    "rshift",
+    "and",
+    "or",
+    "xor",
+    "rlshift",
+    "rrshift",
+    "rand",
+    "ror",
+    "rxor",
+]:
+    _install_number(_name)
+
+_FLOOR = {"+": ("add", operator.add), "-": ("sub", operator.sub), "*": ("mul", operator.mul)}
+_FLOOR |= {"//": ("floordiv", operator.floordiv), "%": ("mod", operator.mod)}
+for _symbol, (_name, _function) in _FLOOR.items():
+    _install(_symbol, _name, _function)
+_UNARY = ("abs", "round", "trunc", "floor", "ceil", "invert")
+_BITS = ("lshift", "rshift", "and", "or", "xor", "rlshift", "rrshift", "rand", "ror", "rxor")
+for _name in (*_UNARY, *_BITS):
+    _install_number(_name)
 
 _FLOOR = {"+": ("add", operator.add), "-": ("sub", operator.sub), "*": ("mul", operator.mul)}
 _FLOOR |= {"//": ("floordiv", operator.floordiv), "%": ("mod", operator.mod)}

@@ -76,6 +76,7 @@ class Replay(Tracer):
         else:
             change = self._zeroed if site.axes else self._kept
             out = change(site, operation, names, args, kwargs)
+        self.note(out)
         if self.observe is not None:
             self.observe(self.context.index, self.context.layer, out)
         self.context.index += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import map_tensors, normalize_inputs, tensors_in
 from structprune.leftovers import forget
-from structprune.provenance import Size, TracedInt, user_line
+from structprune.provenance import Size, TracedInt, plain, user_line
 from structprune.rules import Call, Context, FunctionCall, Uncovered, lookup, lookup_function
 from structprune.rules.context import Dims, constants, free, iter_tensors
 from structprune.shapes import shortcut
@@ -114,6 +115,7 @@ class Tracer:
         self.records: list[Record] = []
         self.muted = False
         self.narrow = False  # whether a number that depends on the inputs was ever less exact than float64
+        self.made: list[weakref.ref[torch.Tensor]] = []
         self._known: dict[Any, tuple[Any, str, tuple[str, ...], dict[str, Any], bool]] = {}
 
     # -- operations ----------------------------------------------------------------------------------------------
@@ -180,12 +182,17 @@ class Tracer:
 
     def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         live = self.context.live
+        self.note(out)
         if any(tensor in live for tensor in iter_tensors((args, list(kwargs.values())))):
             for tensor in iter_tensors((out,)):
                 live[tensor] = ()
                 self.narrow |= tensor.dtype in _NARROW
         self._record(name, args, out)
         self.context.index += 1
+
+    def note(self, out: Any) -> None:
+        """Keep in mind, without keeping alive, what the run has made."""
+        self.made.extend(weakref.ref(tensor) for tensor in iter_tensors((out,)))
 
     def _record(self, name: str, args: tuple[Any, ...], out: Any) -> None:
         dims, place = self.context.dims, _place if self.kind == "meta" else id
@@ -208,7 +215,7 @@ class Tracer:
             return self.shape(args[0]) if function == _SHAPE else function(*args, **kwargs)
         if name in ("size", "numel", "nelement", "__len__") and isinstance(args[0], torch.Tensor):
             return self._sizes(name, function, args, kwargs)
-        call = FunctionCall(name, [])
+        call = FunctionCall(name, [], args, kwargs)
         _collect(call, args)
         _collect(call, tuple(kwargs.values()))
         outer, self.context.function = self.context.function, call
@@ -255,7 +262,7 @@ class Tracer:
         shape = self.shape(args[0])
         chosen = args[1] if len(args) > 1 else kwargs.get("dim")
         if name == "size":
-            return shape if chosen is None else shape[int(chosen)]
+            return shape if chosen is None else shape[plain(chosen)]
         if name == "__len__":
             return function(*args, **kwargs)
         count: int = 1
@@ -337,12 +344,17 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
     for kind in ("meta", "fake", "real"):
         if kind == "real" and any(p.is_meta for p in model.parameters()):
             break
+        tracer = Tracer(kind)
         try:
-            return _run(model, args, kwargs, Tracer(kind))
+            return _run(model, args, kwargs, tracer)
         except RuleError:
             raise
         except Exception as error:  # noqa: BLE001 - the public boundary around the user's forward: any error it can raise
             first = error if first is None or kind == "real" else first
+            traceback.clear_frames(error.__traceback__)
+            tracer.context.dims.clear()
+            tracer.context.live.clear()
+            forget(tracer.made)
     assert first is not None
     raise TraceError(
         f"the model's forward failed on the example inputs with {type(first).__name__}: {first}. "
@@ -375,13 +387,14 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     context.ledger.open = False
     outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
     if tracer.kind == "real":
+        handed = {id(tensor) for tensor in output_tensors(result)}
+        del clone, args, kwargs, tensors, tensor
+        forget([made for made in tracer.made if id(made()) not in handed])
         return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow, [result])
-    own = {id(tensor) for tensor in tensors.values()}
-    passed = [weakref.ref(tensor) for tensor in context.dims if id(tensor) not in own]
     del clone, result, args, kwargs, tensors, tensor
     context.dims.clear()
     context.live.clear()
-    forget(passed)
+    forget(tracer.made)
     return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from structprune import axes
 from structprune.axes import Const, Expr, Frozen, Why
-from structprune.provenance import Ledger, Literal, Node, TracedInt, node_of, user_line
+from structprune.provenance import Ledger, Literal, Node, node_of, plain, plus, user_line
 
 __all__ = ["Call", "Context", "Dims", "FunctionCall", "Site", "Uncovered"]
 
@@ -27,6 +27,8 @@ class FunctionCall:
 
     name: str
     ints: list[int]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
     traced: bool = False
 
@@ -144,12 +146,12 @@ class Call:
         """Return where each size came from: the user's expression, a literal, or None where torch derived it."""
         call = self.context.function
         if call is None:
-            return [Literal(int(value)) for value in values]
+            return [Literal(plain(value)) for value in values]
         start = _match(call.ints, values)
         if start is not None:
             found = range(start, start + len(values))
             call.used.update(found)
-            return [None if int(call.ints[i]) == -1 else node_of(call.ints[i]) for i in found]
+            return [None if plain(call.ints[i]) == -1 else node_of(call.ints[i]) for i in found]
         offset = _alignment(call.ints, values)
         if offset is None:
             return [self.node(value) for value in values]
@@ -159,26 +161,58 @@ class Call:
         """Return where a size came from that faces ``position`` of the user's integers; outside them it was derived."""
         call = self.context.function
         assert call is not None
-        if 0 <= position < len(call.ints) and int(call.ints[position]) == int(value):
+        if 0 <= position < len(call.ints) and plain(call.ints[position]) == plain(value):
             call.used.add(position)
             return node_of(call.ints[position])
         return None
 
     def node(self, value: int) -> Node | None:
-        """Return where one integer came from; a traced one wins where several have the same value."""
+        """Return where one integer came from, judged by its value alone; None where torch derived it.
+
+        Where integers of different origins have the value, it counts as a literal.
+        """
         call = self.context.function
         if call is None:
-            return Literal(int(value))
-        same = [i for i, given in enumerate(call.ints) if int(given) == int(value)]
-        traced = [i for i in same if isinstance(call.ints[i], TracedInt)]
-        call.used.update(traced)
-        return node_of(call.ints[(traced or same)[0]]) if same else None
+            return Literal(plain(value))
+        same = [i for i, given in enumerate(call.ints) if plain(given) == plain(value)]
+        call.used.update(same)
+        origins = {str(node): node for node in (node_of(call.ints[i]) for i in same)}
+        if len(origins) > 1:
+            return Literal(plain(value))
+        return next(iter(origins.values()), None)
+
+    def argument(self, name: str, position: int, value: int) -> Node | None:
+        """Return where the integer came from that the user gave as ``name``, or at ``position``; else as
+        `node` does.
+        """
+        call = self.context.function
+        if call is None:
+            return Literal(plain(value))
+        given = call.kwargs.get(name, call.args[position] if position < len(call.args) else None)
+        if not isinstance(given, int) or plain(given) != plain(value):
+            return self.node(value)
+        call.used.update(i for i, one in enumerate(call.ints) if one is given)
+        return node_of(given)
+
+    def bound(self, value: int) -> Node:
+        """Return where a bound came from that fixes a count; one that torch derived counts as a literal."""
+        call = self.context.function
+        if call is not None and call.name == "narrow" and len(call.ints) == 3:
+            _, start, length = call.ints
+            if plain(start) + plain(length) == value and plain(start) != value:
+                call.used.update((1, 2))
+                return plus(node_of(start), node_of(length))
+        return self.node(value) or Literal(plain(value))
 
     def equate(self, expr: Expr, node: Node | None, what: str) -> None:
         """Demand that ``expr`` always has the size that the code asks for; None demands nothing."""
         if node is None or (isinstance(node, Literal) and not free(expr)):
             return
         self.context.ledger.equate(expr, node, what)
+
+    def count(self, number: int, node: Node, what: str) -> None:
+        """Demand that an expression keeps its number."""
+        self.context.ledger.hold(number, node, what)
 
     # -- what the operation means ----------------------------------------------------------------------------------
 
@@ -250,16 +284,18 @@ def _alignment(given: Sequence[int], wanted: Sequence[int]) -> int | None:
     best, found = 1, None
     for shift in range(1 - len(wanted), len(given)):
         pairs = [(i, shift + i) for i in range(len(wanted)) if 0 <= shift + i < len(given)]
-        equal = sum(int(wanted[i]) == int(given[j]) for i, j in pairs)
-        if equal > 1 and equal >= best:
+        equal = sum(plain(wanted[i]) == plain(given[j]) for i, j in pairs)
+        if equal > best:
             best, found = equal, shift
+        elif equal == best:
+            found = None
     return found
 
 
 def _match(given: Sequence[int], wanted: Sequence[int]) -> int | None:
     """Return where ``wanted`` stands in ``given`` as a run; -1 on either side matches any number."""
     length = len(wanted)
-    plain_given, plain_wanted = [int(value) for value in given], [int(value) for value in wanted]
+    plain_given, plain_wanted = [plain(value) for value in given], [plain(value) for value in wanted]
     for start in range(len(given) - length + 1) if length else ():
         run = plain_given[start : start + length]
         if all(a == b or a == -1 or b == -1 for a, b in zip(run, plain_wanted, strict=True)):

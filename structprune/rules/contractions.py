@@ -122,7 +122,7 @@ def _grouped(c: Call, dim: Expr, groups: int) -> tuple[Expr, Expr]:
 
 def _tie_groups(c: Call, group: Expr, groups: int) -> None:
     if groups > 1:
-        c.equate(group, c.node(groups), "the groups of a convolution")
+        c.equate(group, c.argument("groups", 6, groups), "the groups of a convolution")
 
 
 def _plain(c: Call, channels: Expr, weight: Dims, groups: int) -> tuple[list[Expr], Expr, Expr]:

@@ -76,13 +76,19 @@ def split(c: Call) -> None:
     if isinstance(given, list | tuple):
         nodes: list[Node | None] = c.nodes(list(given))
     else:
-        node = c.node(given) if given is not None and len(outputs) > 1 else None
-        nodes = [node] * (len(outputs) - 1) + [None]
-        if node is None and len(outputs) > 1:
-            nodes = _equal_parts(whole, pieces)
+        nodes = _by_size(c, given, whole, pieces)
     for tensor, piece, node in zip(outputs, pieces, nodes, strict=True):
         c.equate(piece, node, "a split")
         c.set(tensor, [piece if i == axis else dim for i, dim in enumerate(dims)])
+
+
+def _by_size(c: Call, size: int | None, whole: Expr, pieces: Sequence[Expr]) -> list[Node | None]:
+    """Return what the pieces of a split by one size must be as long as, the number of pieces staying as it is."""
+    node = None if size is None or len(pieces) == 1 else c.node(size)
+    if node is None:
+        return _equal_parts(whole, pieces) if len(pieces) > 1 else [None]
+    c.count(len(pieces), ceil_div(Size(whole), node), "the number of pieces of a split")
+    return [*(node for _ in pieces[1:]), node if pieces[-1].size == size else None]
 
 
 def _equal_parts(whole: Expr, pieces: Sequence[Expr]) -> list[Node | None]:
@@ -91,7 +97,7 @@ def _equal_parts(whole: Expr, pieces: Sequence[Expr]) -> list[Node | None]:
     """
     if whole.size % len(pieces) == 0:
         return [None, *(Size(pieces[0]) for _ in pieces[1:])]
-    quotient = ceil_div(Size(whole), len(pieces))
+    quotient = ceil_div(Size(whole), Literal(len(pieces)))
     return [*(quotient for _ in pieces[1:]), None]
 
 
@@ -135,9 +141,9 @@ def sliced(c: Call, dim: Expr, start: int, end: int, step: int) -> Expr:
 
 
 def _bound(c: Call, bound: int, before: Expr, after: Expr) -> None:
-    node = c.node(bound)
+    node = c.bound(bound)
     if bound < 0:
-        c.equate(after, negative(node) if node else None, "a slice")
+        c.equate(after, negative(node), "a slice")
     else:
         c.equate(before, node, "a slice")
 

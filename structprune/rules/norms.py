@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from structprune import axes
 from structprune.axes import product
 from structprune.rules.context import Call, free
-from structprune.rules.registry import rule
+from structprune.rules.registry import function_rule, rule
 
 
 @rule(
@@ -30,9 +32,15 @@ def batch_norm(c: Call) -> None:
     for statistics in out[1:]:
         if statistics.ndim == 1 and statistics.shape[0] == dims[1].size:
             c.set(statistics, dims[1:2])
+    if c.get("training", False):
+        reduced = [dim for position, dim in enumerate(dims) if position != 1]
+        tensors = ((name, value) for name, value in c.arguments.items() if isinstance(value, torch.Tensor))
+        arguments = {name: c.dims(value) for name, value in tensors}
+        c.statistic("its statistics are taken over the kept channels", arguments, reduced)
 
 
-@rule("native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm")
+@function_rule(torch.rms_norm, "input normalized_shape weight eps")
+@rule("native_layer_norm", "layer_norm", "_fused_rms_norm")
 def layer_norm(c: Call) -> None:
     """[..., c], [c], [c] -> [..., c]: statistics over the last dimensions."""
     x = c["input"]
@@ -69,7 +77,7 @@ def group_norm(c: Call) -> None:
     lead, inner = axes.factor(
         dims[1], groups, c.why("the groups of a norm cut across the structure of its channels")
     )
-    c.equate(lead, c.node(groups), "the groups of a norm")
+    c.equate(lead, c.argument("num_groups", 1, groups), "the groups of a norm")
     arguments = {"input": dims}
     for name in ("weight", "bias"):
         if c.get(name) is not None:

@@ -74,7 +74,7 @@ def channel_shuffle(c: Call) -> None:
     outer, inner = axes.factor(
         dims[1], groups, c.why("a channel shuffle cuts across the structure of its channels")
     )
-    c.equate(outer, c.node(groups), "the groups of a channel shuffle")
+    c.equate(outer, c.argument("groups", 1, groups), "the groups of a channel shuffle")
     dims[1] = product((inner, outer))
     c.set(c.out, dims)
 
