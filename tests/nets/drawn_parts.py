@@ -148,8 +148,7 @@ class Norm(Part):
             4: ("batch", "group", "layer", "rms"),
         }
         kind = choose(*kinds[len(shape)])
-        affine = kind == "root" or choose(True, False)
-        return {"kind": kind, "groups": choose(*divisors(shape[1])), "affine": affine}
+        return {"kind": kind, "groups": choose(*divisors(shape[1])), "affine": choose(True, False)}
 
     def __init__(self, shape: Shape, kind: str, groups: int, affine: bool) -> None:
         super().__init__()
