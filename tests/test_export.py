@@ -216,7 +216,7 @@ def corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("corrupt")
 @pytest.mark.parametrize("dynamic", [True, False, "auto"])
 def test_a_mismatch_leaves_no_file(tmp_path: Path, dynamic: Any) -> None:
-    with pytest.raises(ExportError, match="output 'output' on a batch of [12]: differs"):
+    with pytest.raises(ExportError, match=r"output 'output' on a batch of [12]: differs"):
         export_onnx(ConvNet(), IMAGE, tmp_path / "net.onnx", dynamic_batch=dynamic)
     assert leftovers(tmp_path) == []
 
