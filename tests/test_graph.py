@@ -348,7 +348,6 @@ def test_tracing_leaves_the_model_as_it_was(name: str) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.xfail(reason="integers of one value are told apart by value alone", strict=False)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_the_number_of_groups_is_no_other_integer_of_the_call(stride: int) -> None:
     model = nn.Sequential(
