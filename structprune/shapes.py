@@ -92,6 +92,38 @@ def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return x.new_empty(out) if min(out) > 0 else None
 
 
+def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    bias, left, right = args[:3]
+    fits = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0] and left.dtype == right.dtype
+    if kwargs or len(args) > 3 or not fits or bias.dtype != left.dtype or bias.shape != right.shape[1:]:
+        return None
+    return left.new_empty((left.shape[0], right.shape[1]))
+
+
+def _mean(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, chosen, keep = args[0], args[1] if len(args) > 1 else None, len(args) > 2 and bool(args[2])
+    if kwargs or not chosen or not x.ndim or not x.is_floating_point() or not x.is_contiguous():
+        return None
+    gone = {axis % x.ndim for axis in chosen}
+    return x.new_empty([1 if i in gone else n for i, n in enumerate(x.shape) if keep or i not in gone])
+
+
+def _layer_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, sizes, *affine = args
+    same = list(x.shape[x.ndim - len(sizes) :]) == list(sizes)
+    fits = all(other.shape == tuple(sizes) for other in affine if isinstance(other, torch.Tensor))
+    if (
+        kwargs
+        or not same
+        or not fits
+        or not x.is_contiguous()
+        or x.dtype not in (torch.float32, torch.float64)
+    ):
+        return None
+    lead = [*x.shape[: x.ndim - len(sizes)], *(1 for _ in sizes)]
+    return torch.empty_like(x), x.new_empty(lead), x.new_empty(lead)
+
+
 def _cat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors, axis = args[0], args[1] if len(args) > 1 else 0
     first = tensors[0]
@@ -119,5 +151,8 @@ _SHORTCUTS |= {
     _aten.native_batch_norm: _norm,
     _aten._native_batch_norm_legit_no_training: _norm,
     _aten.convolution: _convolution,
+    _aten.addmm: _addmm,
     _aten.cat: _cat,
+    _aten.mean: _mean,
+    _aten.native_layer_norm: _layer_norm,
 }
