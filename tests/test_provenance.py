@@ -232,7 +232,9 @@ def test_what_strips_the_tag_is_noted_as_a_number(use: int) -> None:
     assert noted(STRIPPED[use])
 
 
-@pytest.mark.xfail(reason="floats, math.log, range and bit_length read an int without a call to it", strict=True)
+@pytest.mark.xfail(
+    reason="floats, math.log, range and bit_length read an int without a call to it", strict=True
+)
 @pytest.mark.parametrize("use", range(len(UNSEEN)))
 def test_what_reads_the_digits_is_noted_as_a_number(use: int) -> None:
     assert noted(UNSEEN[use])
