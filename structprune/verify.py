@@ -123,6 +123,11 @@ def _prove(
             f"first in {proof.first_difference_of_noises(tolerance)}. The model given is untouched; please report it."
         )
     max_error = largest_error(first, _outputs_of(small, inputs))
+    if not max_error <= tolerance and proof.is_random(first, tolerance):
+        raise VerificationError(
+            "the original's forward draws random numbers in eval mode, so two networks cannot be compared: make it "
+            "deterministic (dropout only in training, a generator with a fixed seed), or pass verify=False"
+        )
     if not max_error <= tolerance:
         raise VerificationError(
             f"the pruned network differs from the masked original by {max_error:.1e} relative "
@@ -168,6 +173,12 @@ class _Proof:
                 f"{replay.context.index} operations, where the trace had {len(self.operations)}"
             )
         return output_tensors(run.kept)
+
+    def is_random(self, first: list[torch.Tensor], tolerance: float) -> bool:
+        """Return whether the masked original gives other outputs under another seed of torch's random numbers."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed() + 1)
+            return not largest_error(first, self.masked(seed=1)) <= tolerance
 
     def first_difference_of_noises(self, tolerance: float) -> str:
         seen: dict[int, list[torch.Tensor]] = {}

@@ -58,3 +58,20 @@ def test_the_model_runs_as_before_after_a_trace(way: str) -> None:
     result = sp.prune(net, x, sp.Budget(channels=0.5))
     with torch.no_grad():
         assert result.model(x).shape == (3, 2)
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(nn.functional.dropout(self.first(x), 0.5, training=True))
+
+
+def test_a_random_forward_is_said_to_be_random() -> None:
+    net, x = Dropping(), torch.randn(64, 4)
+    before = torch.get_rng_state()
+    with pytest.raises(sp.VerificationError, match="draws random numbers"):
+        sp.prune(net, x, sp.Budget(channels=0.5))
+    assert torch.equal(before, torch.get_rng_state())
