@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.provenance import Attribute, Ledger, TracedInt
+from structprune.nodes import Attribute
+from structprune.provenance import Ledger, TracedInt
 from structprune.replica import rebind_functions
 from structprune.tensors import hook_target, slots
 

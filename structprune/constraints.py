@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from structprune import axes
 from structprune.axes import Atom, Const, Expr, Frozen, Prod, normal, product
-from structprune.provenance import Attribute, Comparison, Equation, Ledger, Literal, Node, Operation, Size
+from structprune.nodes import Attribute, Literal, Node, Operation, Size
+from structprune.provenance import Comparison, Equation, Ledger
 
 __all__ = ["Settlement", "involved", "settle"]
 

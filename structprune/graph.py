@@ -14,8 +14,8 @@ from structprune.axes import Atom, Expr, Frozen
 from structprune.constraints import Settlement, involved
 from structprune.cost import Polynomial, compile_products
 from structprune.errors import PlanError
+from structprune.nodes import Attribute, Node
 from structprune.plan import AttributeEdit, Budget, GroupPlan, PruningPlan
-from structprune.provenance import Attribute, Node
 from structprune.trace import Run
 
 __all__ = ["ChannelGroup", "DependencyGraph", "Frozen", "Layer", "Member", "Violation"]

@@ -7,12 +7,9 @@ fake tensors, and where it reads values the real ones. This is the only file tha
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +25,18 @@ from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import map_tensors, normalize_inputs, tensors_in
 from structprune.leftovers import forget
-from structprune.provenance import Size, TracedInt, plain, user_line
+from structprune.nodes import Size
+from structprune.provenance import TracedInt, plain, user_line
 from structprune.rules import Call, Context, FunctionCall, Uncovered, lookup, lookup_function
 from structprune.rules.context import Dims, constants, free, iter_tensors
 from structprune.shapes import shortcut
+from structprune.stand_ins import (
+    SUBSTITUTES,
+    IdentityMap,
+    output_tensors,
+    random_state,
+    transparent_functionals,
+)
 
 __all__ = ["Record", "Run", "Tracer", "run_traced"]
 
@@ -42,7 +47,6 @@ _ALWAYS = frozenset(
     ("mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear", "expand", "_trilinear")
 )
 _NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
-_FASTPATH = threading.RLock()
 
 
 class RuleError(TraceError):
@@ -51,35 +55,6 @@ class RuleError(TraceError):
 
 def _forms(call: Call) -> str:
     return ", ".join(str(list(tensor.shape)) for tensor in call.tensors())
-
-
-class IdentityMap(MutableMapping[Any, Dims]):
-    """Dimensions by tensor identity; keeps the tensors, which on the meta device costs nothing."""
-
-    def __init__(self) -> None:
-        self._items: dict[int, tuple[torch.Tensor, Dims]] = {}
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        found = self._items.get(id(key))
-        return default if found is None else found[1]
-
-    def __getitem__(self, key: Any) -> Dims:
-        return self._items[id(key)][1]
-
-    def __setitem__(self, key: Any, value: Dims) -> None:
-        self._items[id(key)] = (key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        del self._items[id(key)]
-
-    def __contains__(self, key: object) -> bool:
-        return id(key) in self._items
-
-    def __iter__(self) -> Iterator[Any]:
-        return (tensor for tensor, _ in self._items.values())
-
-    def __len__(self) -> int:
-        return len(self._items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +342,7 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
 
 
 def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
-    replace, admit, mode = _SUBSTITUTES[tracer.kind]()
+    replace, admit, mode = SUBSTITUTES[tracer.kind]()
     context = tracer.context
     clone, tensors = structural_clone(model, replace, context.ledger)
     named = {name: tuple(axes.atom(size) for size in tensor.shape) for name, tensor in tensors.items()}
@@ -382,8 +357,8 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     with (
         torch.no_grad(),
         mode,
-        _transparent_functionals(),
-        _random_state(tracer.kind),
+        transparent_functionals(),
+        random_state(tracer.kind),
         _Operations(tracer),
         _Functions(tracer),
     ):
@@ -402,29 +377,6 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow)
 
 
-def output_tensors(result: Any) -> list[torch.Tensor]:
-    """Return the tensors of a model's output, in any nest of lists, tuples, dicts, dataclasses or plain objects."""
-    found: list[torch.Tensor] = []
-    seen: set[int] = set()
-    waiting = [result]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif id(value) not in seen and not isinstance(value, nn.Module):
-            seen.add(id(value))
-            waiting.extend(reversed(_inside(value)))
-    return found
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict) or hasattr(value, "items"):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    return list(getattr(value, "__dict__", {}).values())
-
-
 def _follow_layers(clone: nn.Module, context: Context) -> None:
     for name, module in clone.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -441,86 +393,3 @@ def _follow_layers(clone: nn.Module, context: Context) -> None:
         module._forward_pre_hooks.move_to_end(-1, last=False)
         module._forward_hooks[-1] = leave
     stack: list[str] = []
-
-
-# -- what stands for the tensors of the model -----------------------------------------------------------------------
-
-
-def _as_parameter(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    return nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
-
-
-def _meta() -> tuple[Callable[..., Any], Callable[..., Any], Any]:
-    def empty(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-
-    return lambda tensor, _kind: _as_parameter(empty(tensor), tensor), empty, contextlib.nullcontext()
-
-
-def _fake() -> tuple[Callable[..., Any], Callable[..., Any], Any]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        return mode.from_tensor(tensor.detach())
-
-    return lambda tensor, _kind: _as_parameter(fake(tensor), tensor), fake, _quietly(mode)
-
-
-@contextlib.contextmanager
-def _quietly(mode: Any) -> Iterator[None]:
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    logger.addFilter(_no_failures)
-    try:
-        with mode:
-            yield
-    finally:
-        logger.removeFilter(_no_failures)
-
-
-def _no_failures(record: logging.LogRecord) -> bool:
-    """A model that fake tensors cannot run is run on real ones: torch's report of the failed attempt is no news."""
-    return "failed while attempting to run meta" not in record.getMessage()
-
-
-def _real() -> tuple[Callable[..., Any], Callable[..., Any], Any]:
-    def share(tensor: torch.Tensor, kind: str) -> torch.Tensor:
-        return _as_parameter(tensor.detach() if kind == "parameter" else tensor.detach().clone(), tensor)
-
-    return share, lambda tensor: tensor.detach().clone(), contextlib.nullcontext()
-
-
-_SUBSTITUTES = {"meta": _meta, "fake": _fake, "real": _real}
-
-
-@contextlib.contextmanager
-def _transparent_functionals() -> Iterator[None]:
-    """Let the Python bodies of torch.nn.functional run in the open, so that every view inside is seen with its
-    integers.
-
-    Only this thread's trace runs meanwhile; attention's fused inference path, which hides its operations, is off.
-    """
-    functional = torch.nn.functional
-    names = [name for name in vars(functional) if name.startswith("has_torch_function")]
-    with _FASTPATH:
-        saved = {name: getattr(functional, name) for name in names}
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            for name in names:
-                setattr(functional, name, lambda *_: False)
-            yield
-        finally:
-            for name, function in saved.items():
-                setattr(functional, name, function)
-            torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextlib.contextmanager
-def _random_state(kind: str) -> Iterator[None]:
-    if kind != "real":
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        yield

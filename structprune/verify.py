@@ -28,9 +28,10 @@ from structprune.graph import kept_positions
 from structprune.inputs import map_tensors
 from structprune.plan import PruningPlan
 from structprune.replay import OtherOperations, Replay, noise
+from structprune.stand_ins import output_tensors
 from structprune.surgery import check_plan
 from structprune.tensors import named_tensors
-from structprune.trace import Run, Tracer, output_tensors, run_traced
+from structprune.trace import Run, Tracer, run_traced
 
 __all__ = ["Change", "VerifyReport", "verify"]
 

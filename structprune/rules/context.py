@@ -10,7 +10,8 @@ import torch
 
 from structprune import axes
 from structprune.axes import Const, Expr, Frozen, Why
-from structprune.provenance import Ledger, Literal, Node, node_of, plain, plus, user_line
+from structprune.nodes import Literal, Node, plus
+from structprune.provenance import Ledger, node_of, plain, user_line
 
 __all__ = ["Call", "Context", "Dims", "FunctionCall", "Site", "Uncovered"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from structprune.axes import Const, Expr
-from structprune.provenance import Literal, Node, Size
+from structprune.nodes import Literal, Node, Size
 from structprune.rules.context import Call
 from structprune.rules.registry import rule
 from structprune.rules.views import repeated

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from structprune import axes
 from structprune.axes import Const, Expr, product, total
-from structprune.provenance import Literal, Node, Size, ceil_div, negative
+from structprune.nodes import Literal, Node, Size, ceil_div, negative
 from structprune.rules.context import Call, Uncovered, free
 from structprune.rules.registry import rule
 from structprune.rules.views import repeated

@@ -6,6 +6,7 @@ import math
 
 from structprune import axes
 from structprune.axes import Const, Expr, product
+from structprune.nodes import Literal, Node, Size
 from structprune.rules.context import Call, Uncovered
 from structprune.rules.registry import rule
 
@@ -90,10 +91,8 @@ def expand(c: Call) -> None:
     c.set(c.out, out)
 
 
-def repeated(c: Call, size: int, node: object) -> Expr:
+def repeated(c: Call, size: int, node: Node | None) -> Expr:
     """Return a dimension whose positions all hold the same: it follows the size that it was asked to have."""
-    from structprune.provenance import Literal, Node, Size
-
     if isinstance(node, Size) and node.expr.size == size:
         return node.expr
     if isinstance(node, Literal):
