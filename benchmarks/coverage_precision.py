@@ -12,8 +12,9 @@ __all__ = ["InDouble"]
 
 
 class InDouble(TorchFunctionMode):
-    """Inside,  `x.float()`, `x.to(torch.float32)` and `dtype=torch.float32` give float64; grouped products take it too.
+    """Inside, `x.float()`, `x.to(torch.float32)` and `dtype=torch.float32` give float64; grouped products take it too.
 
+    A normalisation by statistics of its own (as of a weight) takes those of what is there, like the judge's.
     `torch.bernoulli` gives ones: a network that draws for each channel draws other numbers once it has fewer.
 
     >>> with InDouble():
@@ -31,11 +32,23 @@ class InDouble(TorchFunctionMode):
             return args[0].double()
         if func in (torch.nn.functional.grouped_mm, torch._grouped_mm):
             return _grouped(*args, **kwargs)
+        if func is torch.nn.functional.batch_norm and args[1] is None:
+            return _standardised(args[0], **kwargs)
         return func(*(_wider(value) for value in args), **kwargs)
 
 
 def _wider(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
+
+
+def _standardised(x: Tensor, *, weight: Tensor | None, bias: Tensor | None, eps: float, **_: Any) -> Tensor:
+    """[n, c, ...] over its own statistics, those of what is there (not NaN)."""
+    others = [axis for axis in range(x.dim()) if axis != 1]
+    shape = [-1 if axis == 1 else 1 for axis in range(x.dim())]
+    centred = x - x.nanmean(others, keepdim=True)
+    out: Tensor = centred / (centred.square().nanmean(others, keepdim=True) + eps).sqrt()
+    out = out if weight is None else out * weight.view(shape)
+    return out if bias is None else out + bias.view(shape)
 
 
 def _grouped(rows: Tensor, weights: Tensor, offs: Tensor, *_: Any, **__: Any) -> Tensor:
