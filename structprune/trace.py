@@ -37,6 +37,7 @@ from structprune.stand_ins import (
     random_state,
     transparent_functionals,
 )
+from structprune.tensors import slots
 
 __all__ = ["Record", "Run", "Tracer", "run_traced"]
 
@@ -320,7 +321,9 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
     if tracer is not None:
         return _run(model, args, kwargs, tracer)
     first: Exception | None = None
-    for kind in ("meta", "fake", "real"):
+    # A cache on the model may be keyed by device: only fake tensors, which name the real one, find what it holds.
+    cached = any(slot.kind == "attribute" for slot in slots(model))
+    for kind in ("fake", "real") if cached else ("meta", "fake", "real"):
         if kind == "real" and any(p.is_meta for p in model.parameters()):
             break
         tracer = Tracer(kind)

@@ -145,7 +145,13 @@ def _begin(proof: _Proof) -> tuple[_Proof, list[torch.Tensor]]:
     except OtherOperations:  # real tensors took other kernels than meta ones: trace on real ones
         run = run_traced(proof.reference, proof.inputs, Tracer("real"))
         proof = _Proof(proof.reference, proof.inputs, run, proof.plan)
+    try:
         return proof, proof.masked(seed=1)
+    except OtherOperations as error:
+        raise VerificationError(
+            "the original takes other steps once the removed channels are silent: its control flow depends on the "
+            "values of what is cut, as in a router. Keep the layers that decide (keep=), or pass verify=False"
+        ) from error
 
 
 class _Proof:

@@ -75,3 +75,27 @@ def test_a_random_forward_is_said_to_be_random() -> None:
     with pytest.raises(sp.VerificationError, match="draws random numbers"):
         sp.prune(net, x, sp.Budget(channels=0.5))
     assert torch.equal(before, torch.get_rng_state())
+
+
+class DeviceCache(nn.Module):
+    """Keeps a table for each device it ran on, as wide as its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.scale, self.second = nn.Linear(4, 8), nn.Parameter(torch.rand(8)), nn.Linear(8, 2)
+        self.tables: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = str(x.device)
+        if device not in self.tables:
+            self.tables[device] = self.scale.detach() * 2
+        return self.second(torch.relu(self.first(x)) * self.tables[device])
+
+
+def test_a_cache_that_was_filled_before_is_cut_with_the_rest() -> None:
+    net, x = DeviceCache(), torch.randn(3, 4)
+    net(x)
+    small = sp.prune(net, x, sp.Budget(channels=0.5)).model
+    assert list(small.tables) == ["cpu"]
+    assert small.tables["cpu"].shape == (4,)
+    assert net.tables["cpu"].shape == (8,)
