@@ -21,10 +21,12 @@ from structprune.rules import Site, lookup_function
 from structprune.rules.context import Dims, iter_tensors
 from structprune.trace import Tracer
 
-__all__ = ["OtherOperations", "Replay", "noise"]
+__all__ = ["LAYOUT", "OtherOperations", "Replay", "noise"]
 
 Cut = Mapping[Atom, np.ndarray]
 _DRAWN = 10_007
+LAYOUT = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous"))
+"""Operations that only settle how a tensor lies in memory: what is masked lies otherwise, so they are not counted."""
 
 
 class OtherOperations(StructpruneError):
@@ -34,7 +36,8 @@ class OtherOperations(StructpruneError):
 class Replay(Tracer):
     """Runs each operation as it was traced, now on real tensors and with masks at its sites.
 
-    ``operations`` are the names that are expected, in order (none: any); ``observe`` sees what comes out.
+    ``operations`` are the names that are expected, in order (none: any), and ``sites`` are keyed by their place among
+    them, those of `LAYOUT` left out of both; ``observe`` sees what comes out.
     """
 
     def __init__(
@@ -69,6 +72,10 @@ class Replay(Tracer):
             self.muted = False
 
     def _step(self, operation: Any, name: str, names: Sequence[str], args: Any, kwargs: Any) -> Any:
+        if name in LAYOUT:
+            out = operation(*args, **kwargs)
+            self.note(out)
+            return out
         self._expect(name)
         site = self.sites.get(self.context.index)
         if site is None:

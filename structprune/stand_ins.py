@@ -123,22 +123,26 @@ def transparent_functionals() -> Iterator[None]:
     """Let the Python bodies of torch.nn.functional run in the open, so that every view inside is seen with its
     integers.
 
-    Only this thread's trace runs meanwhile; attention's fused inference path, which hides its operations, is off.
+    Only this thread's trace runs meanwhile. Fused kernels that hide their operations are off: attention's inference
+    path, and the recurrent layers of oneDNN.
     """
     functional = torch.nn.functional
     names = [name for name in vars(functional) if name.startswith("has_torch_function")]
     with _FASTPATH:
         saved = {name: getattr(functional, name) for name in names}
+        onednn = torch._C._get_mkldnn_enabled()
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             for name in names:
                 setattr(functional, name, lambda *_: False)
+            torch._C._set_mkldnn_enabled(False)  # the flags of torch.backends.mkldnn warn about other devices
             yield
         finally:
             for name, function in saved.items():
                 setattr(functional, name, function)
             torch.backends.mha.set_fastpath_enabled(fast)
+            torch._C._set_mkldnn_enabled(onednn)
 
 
 @contextlib.contextmanager

@@ -322,7 +322,10 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
         return _run(model, args, kwargs, tracer)
     first: Exception | None = None
     # A cache on the model may be keyed by device: only fake tensors, which name the real one, find what it holds.
-    cached = any(slot.kind == "attribute" for slot in slots(model))
+    kinds: dict[int, str] = {}
+    for slot in slots(model):
+        kinds.setdefault(id(slot.tensor), slot.kind)
+    cached = "attribute" in kinds.values()
     for kind in ("fake", "real") if cached else ("meta", "fake", "real"):
         if kind == "real" and any(p.is_meta for p in model.parameters()):
             break
@@ -369,7 +372,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     context.ledger.open = False
     outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
     if tracer.kind == "real":
-        handed = {id(tensor) for tensor in output_tensors(result)}
+        handed = {id(held) for tensor in output_tensors(result) for held in (tensor, tensor._base)}
         del clone, args, kwargs, tensors, tensor
         forget([made for made in tracer.made if id(made()) not in handed])
         return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow, [result])

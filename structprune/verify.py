@@ -27,7 +27,7 @@ from structprune.errors import InputError, StructpruneError, TraceError, Verific
 from structprune.graph import kept_positions
 from structprune.inputs import map_tensors
 from structprune.plan import PruningPlan
-from structprune.replay import OtherOperations, Replay, noise
+from structprune.replay import LAYOUT, OtherOperations, Replay, noise
 from structprune.stand_ins import output_tensors
 from structprune.surgery import check_plan
 from structprune.tensors import named_tensors
@@ -165,8 +165,11 @@ class _Proof:
         self.run = run
         self.plan = plan
         self.cut = _cut_atoms(run, plan)
-        self.sites = {site.index: site for site in run.context.sites if _touches(site.arguments, self.cut)}
-        self.operations = [record.operation for record in run.records]
+        counted = [index for index, record in enumerate(run.records) if record.operation not in LAYOUT]
+        place = {index: number for number, index in enumerate(counted)}
+        self.records = [run.records[index] for index in counted]
+        self.operations = [record.operation for record in self.records]
+        self.sites = {place[s.index]: s for s in run.context.sites if _touches(s.arguments, self.cut)}
 
     def masked(self, seed: int, observe: Any = None) -> list[torch.Tensor]:
         """Return the outputs of the masked original with removed channels filled by the noise of ``seed``."""
@@ -203,7 +206,7 @@ class _Proof:
 
     def _kept_outputs(self, index: int, out: Any) -> list[torch.Tensor]:
         found = []
-        writes = self.run.records[index].writes if index < len(self.run.records) else ()
+        writes = self.records[index].writes if index < len(self.records) else ()
         for tensor, (_, dims, _) in zip(output_tensors(out), writes, strict=False):
             for axis, dim in enumerate(dims):
                 kept = kept_positions(dim, self.cut)
@@ -220,7 +223,7 @@ class _Proof:
         def observe(index: int, layer: str, out: Any) -> None:
             found = self._kept_outputs(index, out) if select else output_tensors(out)
             if not differing and index in seen and not largest_error(seen[index], found) <= tolerance:
-                record = self.run.records[index]
+                record = self.records[index]
                 differing.append(f"layer {layer or '<root>'!r} (operation {record.operation})")
 
         again(observe)
