@@ -11,7 +11,7 @@ from structprune import axes
 from structprune.axes import Atom, Expr, Frozen, Prod, Sum
 from structprune.constraints import Settlement, settle
 from structprune.graph import ChannelGroup, DependencyGraph, Member
-from structprune.plan import ORIGIN
+from structprune.plan import REMAINING
 from structprune.tensors import fingerprint
 from structprune.trace import Run, run_traced
 from structprune.wrappers import refuse_wrapped
@@ -40,8 +40,8 @@ def assemble(run: Run, model: nn.Module) -> DependencyGraph:
     """Return the graph of a traced run."""
     settled = settle_run(run)
     parameters = frozenset(name for name, _ in model.named_parameters())
-    original = getattr(model, ORIGIN, {})
-    return DependencyGraph(_groups(run, settled), run, settled, fingerprint(model), parameters, original)
+    present = getattr(model, REMAINING, {})
+    return DependencyGraph(_groups(run, settled), run, settled, fingerprint(model), parameters, present)
 
 
 def settle_run(run: Run) -> Settlement:
@@ -56,15 +56,13 @@ def _freeze_what_is_no_channel(run: Run) -> bool:
     """A channel is produced by a layer and contracted away again; other axes are tables, or lead nowhere."""
     produced = _leaves(run.context.produced)
     consumed = _leaves(run.context.consumed)
+    used = _leaves(dim for name, dims in run.named.items() if name not in run.unused for dim in dims)
     changed = False
     for leaf in _leaves(dim for dims in run.named.values() for dim in dims):
         if leaf.frozen is None and not (leaf in produced and leaf in consumed):
-            what = (
-                "no layer produces these positions"
-                if leaf not in produced
-                else "no layer reads these positions"
-            )
-            leaf.frozen = Frozen(what)
+            does = "produces" if leaf not in produced else "reads"
+            reason = f"no layer {does} these positions" if leaf in used else "not used by this forward"
+            leaf.frozen = Frozen(reason)
             changed = True
     return changed
 

@@ -21,6 +21,9 @@ from structprune.trace import Run
 __all__ = ["ChannelGroup", "DependencyGraph", "Frozen", "Layer", "Member", "Violation"]
 
 
+_QUANTITIES = ("channels", "params", "macs")
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Member:
     """One tensor dimension that a group reaches into.
@@ -89,13 +92,13 @@ class DependencyGraph:
         settled: Settlement,
         fingerprint: str,
         parameters: frozenset[str],
-        original: Mapping[str, float],
+        present: Mapping[str, float],
     ) -> None:
         self.groups = groups
         self.fingerprint = fingerprint
         self.shapes = {name: tuple(dim.size for dim in dims) for name, dims in run.named.items()}
         self.run = run
-        self._original = dict(original)
+        self._present = dict(present)
         self._settled = settled
         self._position = {group.atom: i for i, group in enumerate(groups)}
         self._parameters = parameters
@@ -130,9 +133,19 @@ class DependencyGraph:
 
     @property
     def original(self) -> dict[str, float]:
-        """What the network cost, or its forebear before it was ever pruned: "channels", "params", "macs"."""
-        return self._original or {
-            name: self.price(name, self.sizes()) for name in ("channels", "params", "macs")
+        """What the network that was never pruned costs on these inputs: "channels", "params", "macs"."""
+        sizes = self.sizes()
+        return {name: self.price(name, sizes) / self._present.get(name, 1.0) for name in _QUANTITIES}
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The parameters that the traced forward did not reach: other inputs, or training, may."""
+        return tuple(name for name in self.run.unused if name in self._parameters)
+
+    def _remaining(self, counts: np.ndarray) -> dict[str, float]:
+        whole = self.original
+        return {
+            name: min(1.0, self.price(name, counts) / whole[name]) for name in _QUANTITIES if whole[name] > 0
         }
 
     def sizes(self) -> np.ndarray:
@@ -205,7 +218,7 @@ class DependencyGraph:
             budget=budget,
             criterion=criterion,
             scope=scope,
-            original={name: price for name, price in self.original.items() if price > 0},
+            remaining={name: share for name, share in self._remaining(counts).items() if share > 0},
         )
 
     def _check(self, counts: np.ndarray) -> None:

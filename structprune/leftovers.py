@@ -53,11 +53,23 @@ def _reaches(start: Any, wanted: set[int]) -> bool:
 
 
 def _removed(holder: Any, tensor: Any) -> bool:
-    """Take a tensor out of the dict that holds it, or the tuple or list that holds it out of its dict."""
-    if type(holder) is dict:
-        for key in [key for key, value in holder.items() if value is tensor]:
-            del holder[key]
-        return True
-    if type(holder) in (tuple, list):
+    """Take a tensor out of the list or the dict that keeps it; names of variables and attributes stay as they are."""
+    if type(holder) is list:
+        before = len(holder)
+        holder[:] = [item for item in holder if item is not tensor]
+        return len(holder) < before
+    if type(holder) is tuple:
         return any(_removed(outer, holder) for outer in gc.get_referrers(holder) if type(outer) is dict)
-    return False
+    if type(holder) is not dict or _is_namespace(holder):
+        return False
+    for key in [key for key, value in holder.items() if value is tensor]:
+        del holder[key]
+    return True
+
+
+def _is_namespace(holder: dict[Any, Any]) -> bool:
+    """Whether a dict holds the variables of a module or the attributes of an object."""
+    if "__builtins__" in holder or "__name__" in holder:
+        return True
+    owners = gc.get_referrers(holder)
+    return any(getattr(owner, "__dict__", None) is holder for owner in owners)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from structprune.assembly import trace
+from structprune.errors import InputError
 from structprune.graph import DependencyGraph
 from structprune.importance import score
 from structprune.importance.scoring import Criterion
@@ -33,6 +35,7 @@ class PruneReport:
     macs_after: int
     groups_cut: int
     frozen: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...]
     verify: VerifyReport | None
 
     def __str__(self) -> str:
@@ -42,7 +45,17 @@ class PruneReport:
             f"{self.groups_cut} groups cut, {len(self.frozen)} left whole for a reason",
             str(self.verify) if self.verify else "not verified",
         ]
+        if self.unused:
+            lines.append(_unused(self.unused))
         return "\n".join(lines)
+
+
+def _unused(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"not reached by this forward, and left as they are: {', '.join(names[:3])}{more}. Where other inputs or "
+        "training reach them, they may no longer fit: trace with inputs that do, or keep= the layers that feed them"
+    )
 
 
 @dataclass(frozen=True)
@@ -84,8 +97,12 @@ def prune(
     >>> result.model[0].weight.shape, result.report.params_after
     (torch.Size([4, 4]), 30)
     """
+    if not isinstance(budget, Budget):
+        raise InputError(f"budget is {budget!r}; write for example Budget(macs=0.5)")
     example_inputs = normalize_inputs(example_inputs)
     graph = trace(model, example_inputs)
+    if graph.unused:
+        warnings.warn(_unused(graph.unused), stacklevel=2)
     options = {} if seed is None else {"seed": seed}
     scores = score(model, graph, criterion, **options)
     plan = select(
@@ -120,5 +137,6 @@ def _report(graph: DependencyGraph, plan: PruningPlan, proof: VerifyReport | Non
         macs_after=round(graph.price("macs", after)),
         groups_cut=int((after < before).sum()),
         frozen=tuple((group.name, str(group.frozen)) for group in graph.groups if group.frozen is not None),
+        unused=graph.unused,
         verify=proof,
     )

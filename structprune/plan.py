@@ -20,7 +20,7 @@ from structprune import plan_json
 from structprune.errors import InputError, PlanError
 
 __all__ = [
-    "ORIGIN",
+    "REMAINING",
     "AttributeEdit",
     "Budget",
     "GroupPlan",
@@ -30,8 +30,8 @@ __all__ = [
     "plans_to_json",
 ]
 
-ORIGIN = "structprune_original"
-"""The attribute of a pruned network that holds what the one it began as cost, as `PruningPlan.original` has it."""
+REMAINING = "structprune_remaining"
+"""The attribute of a pruned network that holds what remains of the one it began as: `PruningPlan.remaining`."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -117,9 +117,9 @@ class PruningPlan:
 
     `fingerprint` names the model the plan belongs to (`structprune.tensors.fingerprint`). `tensors` maps
     tensor name -> dim -> kept positions (sorted; an absent dim stays whole) and `shapes` gives the original
-    shape of each of these tensors. `original` holds the prices ("macs", "params", "channels") of the network
-    that was never pruned, so that later budgets stay absolute to it. Raises PlanError where the parts
-    contradict each other.
+    shape of each of these tensors. `remaining` says which share of the network that was never
+    pruned is left in "macs", "params" and "channels", so that later budgets stay absolute to it.
+    Raises PlanError where the parts contradict each other.
     """
 
     fingerprint: str
@@ -130,7 +130,7 @@ class PruningPlan:
     budget: Budget | None = None
     criterion: str = ""
     scope: str = ""
-    original: Mapping[str, float] = field(default_factory=dict)
+    remaining: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _FINGERPRINT.fullmatch(self.fingerprint):
@@ -148,7 +148,7 @@ class PruningPlan:
             object.__setattr__(self, mapped, value)
         for listed in ("groups", "attributes"):
             object.__setattr__(self, listed, tuple(getattr(self, listed)))
-        object.__setattr__(self, "original", _prices(self.original))
+        object.__setattr__(self, "remaining", _shares(self.remaining))
         _require_unique("group", [group.name for group in self.groups])
         _require_unique("attribute edit", [f"{edit.module}: {edit.path}" for edit in self.attributes])
 
@@ -209,7 +209,7 @@ def _plan(record: plan_json.PlanRecord, expand: plan_json.Expander) -> PruningPl
         budget=None if record.budget is None else Budget(**record.budget),
         criterion=record.criterion,
         scope=record.scope,
-        original=record.original,
+        remaining=record.remaining,
     )
 
 
@@ -226,17 +226,17 @@ def _record(plan: PruningPlan) -> dict[str, object]:
         "budget": {plan.budget.quantity: plan.budget.fraction} if plan.budget else None,
         "criterion": plan.criterion,
         "scope": plan.scope,
-        "original": dict(plan.original),
+        "remaining": dict(plan.remaining),
     }
 
 
-def _prices(original: Mapping[str, float]) -> dict[str, float]:
-    for name, price in original.items():
-        if name not in ("channels", "macs", "params") or not price > 0:
+def _shares(remaining: Mapping[str, float]) -> dict[str, float]:
+    for name, share in remaining.items():
+        if name not in ("channels", "macs", "params") or not 0 < share <= 1:
             raise PlanError(
-                f"original prices: expected positive channels, macs or params, got {name}={price}"
+                f"remaining: expected shares of channels, macs or params in (0, 1], got {name}={share}"
             )
-    return {name: float(price) for name, price in original.items()}
+    return {name: float(share) for name, share in remaining.items()}
 
 
 def _kept(

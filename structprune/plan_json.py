@@ -55,7 +55,7 @@ class PlanRecord(_Record):
     budget: dict[Annotated[str, Field(pattern="^(channels|params|macs)$")], float] | None
     criterion: str
     scope: str
-    original: dict[Annotated[str, Field(pattern="^(channels|params|macs)$")], float] = {}
+    remaining: dict[Annotated[str, Field(pattern="^(channels|params|macs)$")], float] = {}
 
 
 class _Header(_Record):

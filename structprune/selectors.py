@@ -18,6 +18,8 @@ def module_names(model: nn.Module, chosen: str | nn.Module | Iterable[str | nn.M
     >>> module_names(net, ["1", net[0]])
     ('1', '0')
     """
+    if not isinstance(chosen, str | nn.Module | Iterable):
+        raise InputError(f"expected names, globs or modules, got {chosen!r}")
     items = [chosen] if isinstance(chosen, str | nn.Module) else list(chosen)
     return tuple(item if isinstance(item, str) else _name(model, item) for item in items)
 

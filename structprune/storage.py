@@ -23,7 +23,7 @@ from torch import nn
 
 from structprune.errors import PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_from_json, plans_to_json
-from structprune.replica import recompute
+from structprune.replica import recompute, replica
 from structprune.surgery import apply_plan, replace_tensors
 from structprune.tensors import Slot, like, named_tensors, slots
 
@@ -90,7 +90,7 @@ def load(
     plans = load_plans(folder)
     model = build_model()
     devices = {name: slot.tensor.device for name, slot in _stored(model).items()}
-    replace_tensors(model, _emptied(model))
+    model = replica(model, _emptied(model))  # what build_model returned may be in use
     for plan in plans:
         model = apply_plan(model, plan, inplace=True)
     with _opened(folder / WEIGHTS) as weights:
@@ -158,6 +158,7 @@ def _write(folder: Path, model: nn.Module, plans: Sequence[PruningPlan]) -> None
     try:
         new_plan.write_text(plans_to_json(plans), encoding="utf-8", newline="\n")
         save_file(_dense({name: slot.tensor for name, slot in stored.items()}), new_weights, metadata)
+        new_weights.chmod(new_plan.stat().st_mode)  # as the user's umask has it
         _sync(new_plan, new_weights)
     except BaseException:
         new_plan.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from structprune import edits, layers
 from structprune.errors import PlanError
-from structprune.plan import ORIGIN, PruningPlan
+from structprune.plan import REMAINING, PruningPlan
 from structprune.replica import recompute, replica
 from structprune.tensors import Slot, fingerprint, like, named_tensors, slots
 
@@ -51,9 +51,9 @@ def apply_plan(model: nn.Module, plan: PruningPlan, inplace: bool = False) -> nn
 
 
 def _remember(pruned: nn.Module, plan: PruningPlan) -> None:
-    """Keep with the network what it cost before any pruning, for the budgets of later steps."""
-    if plan.original and ORIGIN not in vars(pruned):
-        vars(pruned)[ORIGIN] = dict(plan.original)
+    """Keep with the network which share of the original it is, for the budgets of later steps."""
+    if plan.remaining:
+        vars(pruned)[REMAINING] = dict(plan.remaining)
 
 
 def check_plan(
@@ -63,6 +63,8 @@ def check_plan(
 
     `tensors` spares a walk where `named_tensors(model)` is at hand.
     """
+    if not isinstance(plan, PruningPlan):
+        raise PlanError(f"plan is a {type(plan).__name__}; expected a PruningPlan, such as result.plan")
     tensors = named_tensors(model) if tensors is None else tensors
     for name, shape in plan.shapes.items():
         if name not in tensors:

@@ -78,6 +78,7 @@ class Run:
     records: list[Record]
     kind: str
     narrow: bool
+    unused: frozenset[str]
     kept: list[Any] = field(default_factory=list)
 
 
@@ -91,6 +92,7 @@ class Tracer:
         self.records: list[Record] = []
         self.muted = False
         self.narrow = False  # whether a number that depends on the inputs was ever less exact than float64
+        self.read: set[int] = set()
         self.made: list[weakref.ref[torch.Tensor]] = []
         self._known: dict[Any, tuple[Any, str, tuple[str, ...], dict[str, Any], bool]] = {}
 
@@ -159,6 +161,7 @@ class Tracer:
     def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         live = self.context.live
         self.note(out)
+        self.read.update(id(tensor) for tensor in iter_tensors((args, list(kwargs.values()))))
         if any(tensor in live for tensor in iter_tensors((args, list(kwargs.values())))):
             for tensor in iter_tensors((out,)):
                 live[tensor] = ()
@@ -361,6 +364,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     clone.eval()
     _follow_layers(clone, context)
     with (
+        torch.inference_mode(False),
         torch.no_grad(),
         mode,
         transparent_functionals(),
@@ -371,16 +375,17 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
         result = clone(*args, **kwargs)
     context.ledger.open = False
     outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
+    unused = frozenset(name for name, tensor in tensors.items() if id(tensor) not in tracer.read)
     if tracer.kind == "real":
         handed = {id(held) for tensor in output_tensors(result) for held in (tensor, tensor._base)}
         del clone, args, kwargs, tensors, tensor
         forget([made for made in tracer.made if id(made()) not in handed])
-        return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow, [result])
+        return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow, unused, [result])
     del clone, result, args, kwargs, tensors, tensor
     context.dims.clear()
     context.live.clear()
     forget(tracer.made)
-    return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow)
+    return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow, unused)
 
 
 def _follow_layers(clone: nn.Module, context: Context) -> None:

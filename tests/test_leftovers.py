@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,3 +100,78 @@ def test_a_cache_that_was_filled_before_is_cut_with_the_rest() -> None:
     assert list(small.tables) == ["cpu"]
     assert small.tables["cpu"].shape == (4,)
     assert net.tables["cpu"].shape == (8,)
+
+
+SEEN: dict[str, Tensor] = {}
+last: Tensor | None = None
+
+
+class Telling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        global last
+        last = torch.relu(self.first(x))
+        return self.second(last)
+
+
+def test_the_users_variables_keep_their_names() -> None:
+    global last
+    net, x = Telling(), torch.randn(3, 4)
+    store: list[Tensor] = []
+    net.first.register_forward_hook(lambda _module, _inputs, out: store.append(out))
+    net(x)
+    sp.prune(net, x, sp.Budget(channels=0.5))
+    assert len(store) == 1
+    assert store[0].device.type == "cpu"
+    assert "last" in globals()
+
+
+def test_a_budget_is_a_share_of_the_original_on_any_batch() -> None:
+    net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
+    first = sp.prune(net, torch.randn(1, 4), sp.Budget(macs=0.5))
+    second = sp.prune(first.model, torch.randn(8, 4), sp.Budget(macs=0.25))
+    assert second.model[0].out_features == 16
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.other = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        return self.other(hidden) if self.training else self.second(hidden)
+
+
+def test_what_the_forward_does_not_reach_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"other\.weight"):
+        report = sp.prune(TwoHeads(), torch.randn(3, 4), sp.Budget(channels=0.5)).report
+    assert report.unused == ("other.weight", "other.bias")
+    assert "not reached by this forward" in str(report)
+
+
+def test_nothing_is_proven_on_numbers_that_are_not_finite() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(sp.VerificationError, match="no finite number"):
+        sp.prune(net, torch.full((3, 4), torch.nan) * torch.arange(4), sp.Budget(channels=0.5))
+
+
+def test_load_leaves_a_living_model_alone(tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    before = net(x)
+    result = sp.prune(net, x, sp.Budget(channels=0.5))
+    sp.save(tmp_path, result.model, result.plan)
+    loaded = sp.load(tmp_path, lambda: net)
+    assert loaded is not net
+    assert torch.equal(net(x), before)
+    assert torch.allclose(loaded(x), result.model(x))
+
+
+def test_inference_mode_changes_nothing() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.inference_mode():
+        result = sp.prune(net, torch.randn(3, 4), sp.Budget(channels=0.5))
+    assert result.model[0].out_features == 4

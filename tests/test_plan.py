@@ -37,7 +37,7 @@ def two_layers(**changes: Any) -> PruningPlan:
         "budget": Budget(macs=0.5),
         "criterion": "l2",
         "scope": "global",
-        "original": {"macs": 40.0},
+        "remaining": {"macs": 0.5},
     }
     return PruningPlan(**(fields | changes))
 
@@ -58,7 +58,7 @@ def test_json_says_exactly_what_the_plan_says() -> None:
             "budget": {"macs": 0.5},
             "criterion": "l2",
             "scope": "global",
-            "original": {"macs": 40.0},
+            "remaining": {"macs": 0.5},
         }
     ]
 

@@ -28,9 +28,16 @@ for command in (demo, inspect, prune, sparsify, bench, export):
     app.command(epilog=EXIT_CODES_HELP)(command)
 
 
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("structprune")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "(not installed)"
+
+
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"structprune {importlib.metadata.version('structprune')}")
+        typer.echo(f"structprune {_own_version()}")
         raise typer.Exit
 
 
