@@ -140,7 +140,8 @@ class DependencyGraph:
     @property
     def unused(self) -> tuple[str, ...]:
         """The parameters that the traced forward did not reach: other inputs, or training, may."""
-        return tuple(name for name in self.run.unused if name in self._parameters)
+        unused = self.run.unused & self._parameters
+        return tuple(name for name in self.run.named if name in unused)
 
     def _remaining(self, counts: np.ndarray) -> dict[str, float]:
         whole = self.original
