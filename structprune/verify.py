@@ -117,9 +117,10 @@ def _prove(
         raise _OriginalFails from error
     narrow = proof.run.narrow and precision.dtype == torch.float64
     tolerance = _SINGLE if narrow else precision.tolerance
-    if any(t.is_floating_point() and t.numel() and not bool(t.isfinite().any()) for t in first):
+    numbers = [tensor for tensor in first if tensor.is_floating_point() and tensor.numel()]
+    if numbers and not any(bool(tensor.isfinite().any()) for tensor in numbers):
         raise VerificationError(
-            "an output has no finite number on the example inputs: nothing can be compared on them"
+            "no output has a finite number on the example inputs: nothing can be compared on them"
         )
     noise_error = largest_error(first, second)
     if not noise_error <= tolerance:
