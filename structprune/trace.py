@@ -192,8 +192,8 @@ class Tracer:
         name = getattr(function, "__name__", "")
         if name == "__get__":
             return self.shape(args[0]) if function == _SHAPE else function(*args, **kwargs)
-        if name in ("size", "numel", "nelement", "__len__") and isinstance(args[0], torch.Tensor):
-            return self._sizes(name, function, args, kwargs)
+        if name in ("size", "numel", "nelement") and isinstance(args[0], torch.Tensor):
+            return self._sizes(name, args, kwargs)
         call = FunctionCall(name, [], args, kwargs)
         _collect(call, args)
         _collect(call, tuple(kwargs.values()))
@@ -237,13 +237,11 @@ class Tracer:
     def _traced(self, size: int, dim: Expr) -> int:
         return TracedInt(size, Size(dim), self.context.ledger) if free(dim) else size
 
-    def _sizes(self, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _sizes(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         shape = self.shape(args[0])
         chosen = args[1] if len(args) > 1 else kwargs.get("dim")
         if name == "size":
             return shape if chosen is None else shape[plain(chosen)]
-        if name == "__len__":
-            return function(*args, **kwargs)
         count: int = 1
         for size in shape:
             count = count * size

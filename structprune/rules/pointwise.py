@@ -37,7 +37,6 @@ def broadcast(c: Call, operands: Sequence[Sequence[Expr]], rank: int) -> tuple[E
     "native_dropout",
     "_foreach_add",
     "copy",
-    "fused_dropout",
     "hardswish",
     "log_sigmoid_forward",
     "floor_divide",
@@ -101,9 +100,6 @@ def _set_like(c: Call, tensor: torch.Tensor, dims: tuple[Expr, ...]) -> None:
     "pin_memory",
     "convert_element_type",
     "device_put",
-    "rsqrt",
-    "glu_jvp",
-    "channels_last",
 )
 def like_first(c: Call) -> None:
     """[n] -> [n]: the same positions, copied or filled."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from structprune import axes
-from structprune.axes import Const, Expr, product
+from structprune.axes import Const, Expr
 from structprune.nodes import Literal, Node, Size
 from structprune.rules.context import Call, Uncovered
 from structprune.rules.registry import rule
@@ -160,9 +158,3 @@ def as_strided(c: Call) -> None:
         c.set(c.out, c.dims(x))
         return
     raise Uncovered("as_strided reads memory by literal strides")
-
-
-def flattened(c: Call, dims: tuple[Expr, ...]) -> Expr:
-    """Return the row-major product of ``dims``."""
-    assert math.prod(dim.size for dim in dims) >= 0
-    return product(dims)
