@@ -116,7 +116,10 @@ def export_onnx(
     if destination.is_dir():
         raise InputError(f"{destination} is a folder: name the file, as in {destination / 'model.onnx'}")
     properties = _properties(model, plan, metadata)
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{destination} cannot be written: {error}") from error
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as folder:
         staged = _Staging(model, inputs, Path(folder) / destination.name, properties, opset, rtol, atol, seed)
         return _move(staged.write(dynamic_batch, check_batches), destination)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 import structprune as sp
-from structprune.cli import app
+from structprune.cli import app, main
 from structprune.cli.exit_codes import ExitCode
 
 MODELS = '''
@@ -249,6 +251,10 @@ def test_bench_times_the_original_twice_beside_the_pruned(models: str) -> None:
         (["sparsify", "models.py:mlp", "-i", "1x6"], "exactly one"),
         (["sparsify", "models.py:mlp", "-i", "1x6", "--sparsity", "1.0"], "1.0"),
         (["bench", "models.py:mlp", "-i", "1x6", "--runtime", "abacus"], "abacus"),
+        (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--out", "models.py"], "is a file"),
+        (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--onnx", "models.py/x.onnx"], "is a file"),
+        (["sparsify", "models.py:mlp", "-i", "1x6", "--sparsity", "0.5", "--out", "models.py"], "is a file"),
+        (["export", "models.py:mlp", "-i", "1x6", "--out", "."], "name the file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -375,6 +381,17 @@ def test_the_installed_program_speaks_json_on_stdout_and_nothing_else(models: st
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == "models:Literal"
     assert "noise of the model's own" in done.stderr
+
+
+def test_a_line_that_cannot_be_parsed_is_a_document_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["structprune", "prune", "models:mlp", "--macs", "half", "--json"])
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout), pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == ExitCode.USAGE
+    error = json.loads(stdout.getvalue())["error"]
+    assert error["exit_code"] == ExitCode.USAGE
+    assert "--macs" in error["message"]
 
 
 def test_help_names_the_commands_and_the_exit_codes() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from typing import Annotated
 
 import typer
 
 from structprune.cli.bench import bench
 from structprune.cli.demo import demo
-from structprune.cli.exit_codes import EXIT_CODES_HELP
+from structprune.cli.exit_codes import EXIT_CODES_HELP, ExitCode
 from structprune.cli.export import export
 from structprune.cli.inspect import inspect
+from structprune.cli.output import error_document, write_document
 from structprune.cli.prune import prune
 from structprune.cli.sparsify import sparsify
 
@@ -52,4 +54,21 @@ def options(
 
 def main() -> None:
     """Run the command line; what `structprune` and `python -m structprune` start."""
-    app()
+    if "--json" not in sys.argv:
+        app()
+    sys.exit(_run_as_json())
+
+
+def _run_as_json() -> int:
+    """The exit code; a line that cannot be parsed is reported as a document too, since a program reads it."""
+    try:
+        return int(app(standalone_mode=False) or ExitCode.OK)
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        explain = getattr(error, "format_message", None)  # what all errors of the command-line parser have
+        if explain is None:
+            raise
+        typer.echo(f"error: {explain()} (--help lists the arguments)", err=True)
+        write_document(error_document("UsageError", explain(), ExitCode.USAGE), sys.stdout)
+        return ExitCode.USAGE

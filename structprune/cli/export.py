@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import structprune as sp
+from structprune.cli.files import require_writable
 from structprune.cli.models import build_model
 from structprune.cli.options import (
     DebugOption,
@@ -43,6 +44,7 @@ def export(
 ) -> None:
     """Export to ONNX, checked in onnxruntime against the module on several batches, or leave no file."""
     with session(as_json, debug) as out:
+        require_writable(file=path)
         with out.steps(2) as step:
             step("building the model")
             network = build_model(model, folder, seed)

@@ -23,7 +23,7 @@ from rich.text import Text
 from structprune.cli.exit_codes import ExitCode, exit_code
 from structprune.errors import StructpruneError
 
-__all__ = ["Output", "Steps", "session"]
+__all__ = ["Output", "Steps", "error_document", "session", "write_document"]
 
 
 def _console(stream: TextIO) -> Console:
@@ -61,9 +61,7 @@ class Output:
     def result(self, document: dict[str, Any]) -> None:
         """Write the JSON document, if one was asked for."""
         if self.as_json:
-            text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
-            self._stdout.write(text + "\n")
-            self._stdout.flush()
+            write_document(document, self._stdout)
 
     @contextlib.contextmanager
     def steps(self, total: int) -> Iterator[Steps]:
@@ -72,6 +70,17 @@ class Output:
         console = Console(file=sys.stderr)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             yield Steps(progress, total)
+
+
+def write_document(document: dict[str, Any], stream: TextIO) -> None:
+    """Write one JSON document and a line's end."""
+    stream.write(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+def error_document(kind: str, message: str, code: ExitCode) -> dict[str, Any]:
+    """What `--json` writes in place of a result."""
+    return {"error": {"kind": kind, "message": message, "exit_code": int(code)}}
 
 
 @contextlib.contextmanager
@@ -117,4 +126,4 @@ def _report(error: Exception, out: Output, debug: bool) -> None:
         message = f"internal error: {type(error).__name__}: {error}"
         message += "" if debug else " (run again with --debug for the traceback)"
     console.print(Text("error: ", style="bold red").append(message, style="default"), soft_wrap=True)
-    out.result({"error": {"kind": type(error).__name__, "message": str(error), "exit_code": int(code)}})
+    out.result(error_document(type(error).__name__, str(error), code))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import structprune as sp
-from structprune.cli.files import write_files
+from structprune.cli.files import require_writable, write_files
 from structprune.cli.models import build_model
 from structprune.cli.options import (
     DebugOption,
@@ -71,6 +71,7 @@ def prune(
     Give exactly one of --macs, --params and --channels: a share in (0, 1] of the original network.
     """
     with session(as_json, debug) as out:
+        require_writable(out_folder, onnx)
         with out.steps(5) as step:
             budget = _budget(channels=channels, params=params, macs=macs)
             step("building the model")

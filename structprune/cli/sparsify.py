@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import structprune as sp
-from structprune.cli.files import write_files
+from structprune.cli.files import require_writable, write_files
 from structprune.cli.models import build_model
 from structprune.cli.options import (
     DebugOption,
@@ -58,6 +58,7 @@ def sparsify(
     Give exactly one of --sparsity and --threshold. Fine-tuning with the masks held is done in Python.
     """
     with session(as_json, debug) as out:
+        require_writable(out_folder, onnx)
         with out.steps(4) as step:
             step("building the model")
             dense = build_model(model, folder, seed)
