@@ -20,7 +20,8 @@ from structprune.masking import finalize, nonzeros, sparsify
 from structprune.measure import count_macs, count_params, peak_activation_bytes, weight_bytes
 from structprune.pipeline import PruneReport, PruneResult, prune
 from structprune.plan import Budget, PruningPlan
-from structprune.rules import rule
+from structprune.rules import Call
+from structprune.rules.custom import rule
 from structprune.select import select
 from structprune.storage import load, load_plans, save
 from structprune.surgery import apply_plan
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "BudgetError",
+    "Call",
     "ChannelGroup",
     "DependencyGraph",
     "ExportError",

@@ -24,7 +24,7 @@ NAMES = [
     # inputs as the command line writes them
     "parse_inputs",
     # extending
-    "rule",
+    "Call", "rule",
     # errors
     "BudgetError", "ExportError", "InputError", "PlanError", "StorageError", "StructpruneError", "TraceError",
     "VerificationError",

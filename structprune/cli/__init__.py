@@ -1,4 +1,4 @@
-"""The command line, `structprune demo | inspect | prune | sparsify | bench | export`: a face over the Python API."""
+"""The command line, `structprune demo | inspect | prune | ...`: a face over the Python API."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from structprune.cli.export import export
 from structprune.cli.inspect import inspect
 from structprune.cli.output import error_document, write_document
 from structprune.cli.prune import prune
+from structprune.cli.rules import rules
 from structprune.cli.sparsify import sparsify
 
 __all__ = ["app", "main"]
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     epilog=EXIT_CODES_HELP,
 )
-for command in (demo, inspect, prune, sparsify, bench, export):
+for command in (demo, inspect, prune, sparsify, bench, export, rules):
     app.command(epilog=EXIT_CODES_HELP)(command)
 
 

@@ -22,7 +22,7 @@ from torch import nn
 import structprune as sp
 from structprune.errors import InputError
 
-__all__ = ["build_model", "model_factory"]
+__all__ = ["build_model", "import_module", "model_factory"]
 
 _HINT = "name a model as package.module:factory or path/to/file.py:factory"
 
@@ -65,7 +65,7 @@ def _lookup(name: str) -> Any:
     module_name, separator, attribute = name.rpartition(":")
     if not separator or not module_name or not attribute:
         raise InputError(f"model {name!r} has no factory: {_HINT}")
-    found: Any = _import(module_name)
+    found: Any = import_module(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise InputError(f"model {name!r}: {module_name} has no {attribute!r}{_near(found, part)}")
@@ -80,7 +80,7 @@ def _near(owner: Any, part: str) -> str:
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-def _import(module_name: str) -> ModuleType:
+def import_module(module_name: str) -> ModuleType:
     cwd = os.getcwd()
     if cwd not in sys.path:  # as `python -m` does: a model beside the user is importable
         sys.path.insert(0, cwd)

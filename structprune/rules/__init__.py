@@ -3,6 +3,7 @@
 from structprune.rules import (
     attention,
     contractions,
+    custom,
     factories,
     joins,
     lookups,
@@ -13,16 +14,26 @@ from structprune.rules import (
     views,
 )
 from structprune.rules.context import Call, Context, FunctionCall, Site, Uncovered
-from structprune.rules.registry import function_rule, known_rules, lookup, lookup_function, rule
+from structprune.rules.registry import (
+    KnownRule,
+    function_rule,
+    known_rules,
+    lookup,
+    lookup_function,
+    rule,
+    source,
+)
 
 __all__ = [
     "Call",
     "Context",
     "FunctionCall",
+    "KnownRule",
     "Site",
     "Uncovered",
     "attention",
     "contractions",
+    "custom",
     "factories",
     "function_rule",
     "joins",
@@ -34,6 +45,7 @@ __all__ = [
     "pointwise",
     "reductions",
     "rule",
+    "source",
     "spatial",
     "views",
 ]

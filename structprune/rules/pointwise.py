@@ -11,6 +11,11 @@ from structprune.rules.context import Call, iter_tensors
 from structprune.rules.registry import rule
 
 _UNIT = Const(1)
+_FOREACH = (
+    "abs acos add addcdiv addcmul asin atan ceil clamp_max clamp_min copy cos cosh div erf erfc exp expm1 floor "
+    "frac lerp lgamma log log10 log1p log2 maximum minimum mul neg pow reciprocal round rsqrt sigmoid sign sin sinh "
+    "sqrt sub tan tanh trunc zero"
+)
 
 
 def broadcast(c: Call, operands: Sequence[Sequence[Expr]], rank: int) -> tuple[Expr, ...]:
@@ -35,7 +40,6 @@ def broadcast(c: Call, operands: Sequence[Sequence[Expr]], rank: int) -> tuple[E
     "addcmul",
     "addcdiv",
     "native_dropout",
-    "_foreach_add",
     "copy",
     "hardswish",
     "log_sigmoid_forward",
@@ -52,6 +56,20 @@ def pointwise(c: Call) -> None:
     for tensor in iter_tensors([c.out]):
         if tensor not in c.context.dims:
             _set_like(c, tensor, dims)
+
+
+@rule(*(f"_foreach_{name}" for name in _FOREACH.split()))
+def foreach(c: Call) -> None:
+    """[n] and [n], [m] and [m] -> [n], [m]: the lists are taken item by item."""
+    lists = [value for value in c.arguments.values() if isinstance(value, list | tuple)]
+    shared = [value for value in c.arguments.values() if isinstance(value, torch.Tensor)]
+    outputs = c.out if isinstance(c.out, list | tuple) else []
+    for number, first in enumerate(lists[0]):
+        items = [*(one[number] for one in lists if number < len(one)), *shared]
+        operands = [c.dims(item) for item in items if isinstance(item, torch.Tensor)]
+        dims = broadcast(c, operands, first.ndim)
+        if number < len(outputs) and outputs[number] is not first:
+            c.set(outputs[number], dims)
 
 
 def _set_like(c: Call, tensor: torch.Tensor, dims: tuple[Expr, ...]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +13,18 @@ import torch
 if TYPE_CHECKING:
     from structprune.rules.context import Call
 
-__all__ = ["Rule", "function_rule", "known_rules", "lookup", "lookup_function", "rule"]
+__all__ = [
+    "KnownRule",
+    "Rule",
+    "function_rule",
+    "has_rule",
+    "known_rules",
+    "lookup",
+    "lookup_function",
+    "qualified",
+    "rule",
+    "source",
+]
 
 Rule = Callable[["Call"], None]
 _RULES: dict[str, Rule] = {}
@@ -74,7 +88,53 @@ def _is_pointwise(operation: Any, name: str) -> bool:
     return name.endswith("_") and twin is not None and torch.Tag.pointwise in twin.tags
 
 
-def known_rules() -> Iterator[tuple[str, str, str]]:
-    """Yield (operation, family, first sentence of the rule's docstring) for every known rule, sorted."""
-    for name, function in sorted(_RULES.items()):
-        yield name, function.__module__.rsplit(".", 1)[-1], (function.__doc__ or "").strip().split("\n")[0]
+def has_rule(name: str) -> Rule | None:
+    """Return the rule that was registered under ``name``, or None."""
+    return _RULES.get(name)
+
+
+def qualified(name: str) -> str:
+    """Return ``name`` with its namespace: what has none is one of torch's own, ``aten``."""
+    return name if "::" in name else f"aten::{name}"
+
+
+def source(function: Any) -> str:
+    """Return ``file.py:12``, where a rule is written."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}" if code else repr(function)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRule:
+    """One line of the rule table; ``known_by`` is "name", "function" (judged as a whole) or "tag" (torch's)."""
+
+    operation: str
+    family: str
+    sentence: str
+    known_by: str
+
+
+def known_rules() -> Iterator[KnownRule]:
+    """Yield every known rule by the name of its operation, those that torch tags as pointwise included."""
+    found = [_known(name, function, "name") for name, function in _RULES.items() if name != "pointwise"]
+    found += [_known(f.__name__, function, "function") for f, (function, _) in _FUNCTION_RULES.items()]
+    found += [_known(name, _RULES["pointwise"], "tag") for name in _tagged()]
+    yield from sorted(found, key=lambda known: (known.operation, known.known_by))
+
+
+def _known(name: str, function: Rule, known_by: str) -> KnownRule:
+    family = function.__module__.removeprefix("structprune.rules.")
+    return KnownRule(name, family, (function.__doc__ or "").strip().split("\n")[0], known_by)
+
+
+def _tagged() -> set[str]:
+    """Return the ATen operations that are judged by torch's tag alone."""
+    names = {schema.name.partition("::") for schema in torch._C._jit_get_all_schemas()}
+    own = {name.rstrip("_") for namespace, _, name in names if namespace == "aten"}
+    packets = ((name, getattr(torch.ops.aten, name, None)) for name in own - set(_RULES))
+    return {
+        name
+        for name, packet in packets
+        if packet is not None
+        and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
+    }

@@ -1,0 +1,301 @@
+"""What judges a model's operations as they pass: each asks its rule how axes flow through it.
+
+A dispatch mode sees every ATen operation; a function mode above it hands out integers that remember where they came
+from, and sees the calls of torch's Python interface that are judged as a whole. No other file knows dispatch modes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from structprune.axes import Const, Expr, Frozen
+from structprune.errors import TraceError
+from structprune.inputs import map_tensors
+from structprune.nodes import Size
+from structprune.provenance import TracedInt, plain, user_line
+from structprune.rules import Call, Context, FunctionCall, Uncovered, lookup, lookup_function, source
+from structprune.rules.context import Dims, constants, free, iter_tensors
+from structprune.shapes import shortcut
+from structprune.stand_ins import IdentityMap
+
+__all__ = ["INPUT", "Record", "RuleError", "Tracer", "watching"]
+
+INPUT = Frozen("model input")
+_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+# Judged even where nothing may be cut: operations that cost MACs, and those that make dimensions from nothing.
+_ALWAYS = frozenset(
+    ("mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear", "expand", "_trilinear")
+)
+_NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
+
+
+class RuleError(TraceError):
+    """A rule and an operation disagree: a mistake in the rule, never in the user's model."""
+
+
+def _forms(call: Call) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in call.tensors())
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One operation as it ran: its layer, and the storages it read and wrote with the written dimensions."""
+
+    layer: str
+    operation: str
+    reads: tuple[int, ...]
+    writes: tuple[tuple[int, Dims, int], ...]
+
+
+class Tracer:
+    """Judges operations as they pass; ``kind`` is ``"meta"``, ``"fake"`` or ``"real"``."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        dims: MutableMapping[Any, Dims] = IdentityMap() if kind == "meta" else WeakTensorKeyDictionary()
+        self.context = Context(dims, live=IdentityMap() if kind == "meta" else WeakTensorKeyDictionary())
+        self.records: list[Record] = []
+        self.muted = False
+        self.narrow = False  # whether a number that depends on the inputs was ever less exact than float64
+        self.read: set[int] = set()
+        self.made: list[weakref.ref[torch.Tensor]] = []
+        self._known: dict[Any, tuple[Any, str, tuple[str, ...], dict[str, Any], bool]] = {}
+
+    # -- operations ----------------------------------------------------------------------------------------------
+
+    def dispatch(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.kind == "meta":
+            args, kwargs = _on_meta(operation, args, kwargs)
+        if self.muted:
+            return operation(*args, **kwargs)
+        out = self.execute(operation, args, kwargs)
+        rule, name, names, defaults, always = self._known.get(operation) or self._learn(operation)
+        context = self.context
+        if always or self._concerns(args, kwargs):
+            arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+            if any(True for _ in iter_tensors((out,))):
+                self.judge(rule, Call(context, name, arguments, out))
+            elif operation._schema.is_mutable:  # it writes into its arguments and returns nothing
+                self.judge(rule, Call(context, name, arguments, _written(operation, arguments)))
+            # else a device, a number, a truth value: the program's to use
+        self._passed(name, args, kwargs, out)
+        return out
+
+    def execute(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operation; a replay puts its masks here."""
+        if self.kind == "meta":
+            known = shortcut(operation)
+            out = None if known is None else known(args, kwargs)
+            if out is not None:
+                return out
+        return operation(*args, **kwargs)
+
+    def judge(self, rule: Any, call: Call) -> None:
+        if rule is None:
+            self.context.foreign.add(call.name)
+            call.freeze_all(f"no rule for the operation {call.name}; structprune.rule registers one")
+            return
+        try:
+            rule(call)
+        except Uncovered as reason:
+            call.freeze_all(str(reason))
+        except Exception as error:  # the boundary around a rule, which may be the user's
+            raise RuleError(
+                f"the rule of {call.name}, at {source(rule)}, fails on {_forms(call)} at {user_line()}: {error!r}"
+            ) from error
+
+    def _learn(self, operation: Any) -> tuple[Any, str, tuple[str, ...], dict[str, Any], bool]:
+        schema = operation._schema
+        namespace, _, name = schema.name.partition("::")
+        name = name.rstrip("_") if namespace in ("aten", "prims") else schema.name
+        names = tuple(argument.name for argument in schema.arguments)
+        defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        known = (lookup(operation), name, names, defaults, name in _ALWAYS)
+        self._known[operation] = known
+        return known
+
+    def _concerns(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether anything the operation reads may be cut; constants in, constants out."""
+        if self.context.function is not None and self.context.function.traced:
+            return True
+        dims = self.context.dims
+        for tensor in iter_tensors((args, list(kwargs.values()))):
+            known = dims.get(tensor)
+            if known is not None and not all(isinstance(dim, Const) for dim in known):
+                return True
+        return False
+
+    def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        live = self.context.live
+        self.note(out)
+        self.read.update(id(tensor) for tensor in iter_tensors((args, list(kwargs.values()))))
+        if any(tensor in live for tensor in iter_tensors((args, list(kwargs.values())))):
+            for tensor in iter_tensors((out,)):
+                live[tensor] = ()
+                self.narrow |= tensor.dtype in _NARROW
+        self._record(name, args, out)
+        self.context.index += 1
+
+    def note(self, out: Any) -> None:
+        """Keep in mind, without keeping alive, what the run has made."""
+        self.made.extend(weakref.ref(tensor) for tensor in iter_tensors((out,)))
+
+    def _record(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        dims, place = self.context.dims, _place if self.kind == "meta" else id
+        reads = tuple(place(tensor) for tensor in iter_tensors(args))
+        writes = tuple(
+            (place(tensor), dims.get(tensor) or constants(tensor), tensor.element_size())
+            for tensor in iter_tensors((out,))
+        )
+        self.records.append(Record(self.context.layer, name, reads, writes))
+        for tensor in iter_tensors((out,)):
+            if tensor not in dims:
+                why = INPUT if tensor in self.context.live else None
+                dims[tensor] = tuple(Const(size, why) for size in tensor.shape)
+
+    # -- functions -----------------------------------------------------------------------------------------------
+
+    def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = getattr(function, "__name__", "")
+        if name == "__get__":
+            return self.shape(args[0]) if function == _SHAPE else function(*args, **kwargs)
+        if name in ("size", "numel", "nelement") and isinstance(args[0], torch.Tensor):
+            return self._sizes(name, args, kwargs)
+        call = FunctionCall(name, [], args, kwargs)
+        _collect(call, args)
+        _collect(call, tuple(kwargs.values()))
+        outer, self.context.function = self.context.function, call
+        try:
+            found = lookup_function(function)
+            out = (
+                function(*args, **kwargs)
+                if found is None
+                else self._as_one(found, name, function, args, kwargs)
+            )
+        finally:
+            self.context.function = outer
+        if call.traced:
+            for position, value in enumerate(call.ints):
+                if isinstance(value, TracedInt) and position not in call.used:
+                    self.context.ledger.number(value)
+        return out
+
+    def _as_one(
+        self, found: Any, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        rule, parameters = found
+        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        self.muted = True
+        try:
+            out = self.execute(function, args, kwargs)
+        finally:
+            self.muted = False
+        self.judge(rule, Call(self.context, name, arguments, out))
+        self._passed(name, args, kwargs, out)
+        return out
+
+    def shape(self, tensor: torch.Tensor) -> torch.Size:
+        dims = self.context.dims.get(tensor)
+        plain = _SHAPE(tensor)
+        if dims is None or all(isinstance(dim, Const) for dim in dims):
+            return plain  # type: ignore[no-any-return]
+        return torch.Size([self._traced(size, dim) for size, dim in zip(plain, dims, strict=True)])
+
+    def _traced(self, size: int, dim: Expr) -> int:
+        return TracedInt(size, Size(dim), self.context.ledger) if free(dim) else size
+
+    def _sizes(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        shape = self.shape(args[0])
+        chosen = args[1] if len(args) > 1 else kwargs.get("dim")
+        if name == "size":
+            return shape if chosen is None else shape[plain(chosen)]
+        count: int = 1
+        for size in shape:
+            count = count * size
+        return count
+
+
+def _written(operation: Any, arguments: dict[str, Any]) -> list[Any]:
+    """Return the arguments that an operation writes into."""
+    written = (
+        a.name for a in operation._schema.arguments if a.alias_info is not None and a.alias_info.is_write
+    )
+    return [arguments[name] for name in written if name in arguments]
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracer = tracer
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in here, and the guard would import the compiler and cost each operation
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self.tracer.dispatch(func, args, kwargs or {})
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self.tracer.function(func, args, kwargs or {})
+
+
+def _collect(call: FunctionCall, values: Any) -> None:
+    for value in values:
+        kind = type(value)
+        if kind is TracedInt:
+            call.traced = True
+            call.ints.append(value)
+        elif kind is int:
+            call.ints.append(value)
+        elif kind in (tuple, list, torch.Size):
+            _collect(call, value)
+        elif kind is slice:
+            _collect(call, (value.start, value.stop, value.step))
+
+
+def _on_meta(
+    operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Move what an operation creates, or what was created outside the trace, to the meta device."""
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    tensors = list(iter_tensors((args, list(kwargs.values()))))
+    if (
+        not tensors
+        and "device" not in kwargs
+        and any(a.name == "device" for a in operation._schema.arguments)
+    ):
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    if any(not tensor.is_meta and tensor.ndim for tensor in tensors):
+        args, kwargs = map_tensors((args, kwargs), lambda t: t.to("meta") if t.ndim else t)
+    return args, kwargs
+
+
+@contextmanager
+def watching(tracer: Tracer) -> Iterator[None]:
+    """Let ``tracer`` see every operation and every function of torch's that this thread calls."""
+    with _Operations(tracer), _Functions(tracer):
+        yield
