@@ -209,7 +209,7 @@ def test_a_rule_that_is_wrong_is_caught_by_the_noise(monkeypatch: pytest.MonkeyP
     x = row(4)()
     assert all(group.frozen for group in sp.trace(model, x).groups), "flip freezes what it moves"
     flip, clone = torch.ops.aten.flip.default, torch.ops.aten.clone.default
-    tracer = importlib.import_module("structprune.trace")
+    tracer = importlib.import_module("structprune.tracer")
     monkeypatch.setattr(tracer, "lookup", lambda operation: lookup(clone if operation is flip else operation))
     plan = sp.trace(model, x).plan({"one": [0, 1, 2, 5]})
     with pytest.raises(sp.VerificationError, match=r"listens to removed channels.*operation flip"):
