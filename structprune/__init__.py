@@ -1,6 +1,7 @@
 """structprune: smaller PyTorch networks, proven to compute what was promised."""
 
 from structprune.assembly import trace
+from structprune.empty_weights import empty_weights
 from structprune.errors import (
     BudgetError,
     ExportError,
@@ -24,6 +25,7 @@ from structprune.rules import Call
 from structprune.rules.custom import rule
 from structprune.select import select
 from structprune.storage import load, load_plans, save
+from structprune.streaming import FilesReport, apply_plan_to_files
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
 
@@ -37,6 +39,7 @@ __all__ = [
     "DependencyGraph",
     "ExportError",
     "ExportReport",
+    "FilesReport",
     "Frozen",
     "InputError",
     "Layer",
@@ -52,8 +55,10 @@ __all__ = [
     "VerificationError",
     "VerifyReport",
     "apply_plan",
+    "apply_plan_to_files",
     "count_macs",
     "count_params",
+    "empty_weights",
     "export_onnx",
     "finalize",
     "load",

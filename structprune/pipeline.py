@@ -103,7 +103,7 @@ def prune(
     graph = trace(model, example_inputs)
     if graph.unused:
         warnings.warn(_unused(graph.unused), stacklevel=2)
-    options = {} if seed is None else {"seed": seed}
+    options: dict[str, Any] = {} if seed is None else {"seed": seed}
     scores = score(model, graph, criterion, **options)
     plan = select(
         graph,

@@ -1,4 +1,4 @@
-"""A pruned network on disk: `plan.json` and `model.safetensors`. Nothing is pickled, nothing is half written.
+"""A pruned network on disk: `plan.json` and its safetensors. Nothing is pickled, nothing is half written.
 
 `save` writes both files beside the old ones and then renames them, the weights first. The weights carry the
 digest of their plan, and the new plan lies in `plan.json.new` until it is renamed, so wherever a save is
@@ -11,25 +11,24 @@ the model's to make again, as torch has it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from structprune.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from structprune.errors import PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_from_json, plans_to_json
 from structprune.replica import recompute, replica
 from structprune.surgery import apply_plan, replace_tensors
 from structprune.tensors import Slot, like, named_tensors, slots
 
-__all__ = ["load", "load_plans", "save"]
+__all__ = ["PLAN", "load", "load_plans", "plans_of", "save", "stored_slots", "sync"]
 
-PLAN, WEIGHTS = "plan.json", "model.safetensors"
+PLAN = "plan.json"
 
 
 def save(
@@ -55,9 +54,12 @@ def load_plans(directory: str | os.PathLike[str]) -> tuple[PruningPlan, ...]:
 
     Raises StorageError for a folder that is incomplete or damaged, PlanError for a file that is no plan.
     """
-    folder = Path(directory)
-    with _opened(folder / WEIGHTS) as weights:
-        wanted = (weights.metadata() or {}).get("plan")
+    return plans_of(open_checkpoint(directory))
+
+
+def plans_of(weights: Checkpoint) -> tuple[PruningPlan, ...]:
+    """The plans that lie beside weights and belong to them; raises as `load_plans` does."""
+    folder, wanted = weights.folder, weights.shared("plan")
     for name in (PLAN, f"{PLAN}.new"):
         path = folder / name
         if not path.is_file():
@@ -69,9 +71,11 @@ def load_plans(directory: str | os.PathLike[str]) -> tuple[PruningPlan, ...]:
         if plan_digest(plans) == wanted:
             return plans
     if not (folder / PLAN).is_file():
-        raise StorageError(f"{folder}: there is no {PLAN}; a saved network is {PLAN} and {WEIGHTS} together")
+        raise StorageError(
+            f"{folder}: there is no {PLAN}; a saved network is its plan and its weights together"
+        )
     raise StorageError(
-        f"{folder}: {PLAN} is not the plan that {WEIGHTS} was saved with; take both from one save"
+        f"{folder}: {PLAN} is not the plan that {weights.label} was saved with; take all files from one save"
     )
 
 
@@ -82,26 +86,28 @@ def load(
 ) -> nn.Module:
     """The saved network: `build_model()` makes the original architecture, which is then cut and filled.
 
-    Tensors go to `device`, or to where `build_model` put theirs; dtypes are those that were saved. Raises
+    Tensors go to `device`, or to where `build_model` put theirs; dtypes are those that were saved. Under
+    `empty_weights()` `build_model` takes no memory for weights that are about to be replaced. Raises
     StorageError for files that are missing, damaged or of another model, PlanError for a plan that is no plan
     or does not fit the model.
     """
     folder = Path(directory)
     plans = load_plans(folder)
     model = build_model()
-    devices = {name: slot.tensor.device for name, slot in _stored(model).items()}
+    devices = {name: slot.tensor.device for name, slot in stored_slots(model).items()}
     model = replica(model, _emptied(model))  # what build_model returned may be in use
     for plan in plans:
         model = apply_plan(model, plan, inplace=True)
-    with _opened(folder / WEIGHTS) as weights:
-        _fill(model, weights, {name: torch.device(device or old) for name, old in devices.items()})
+    _fill(
+        model, open_checkpoint(folder), {name: torch.device(device or old) for name, old in devices.items()}
+    )
     if device is not None:
         model.to(device)
     recompute(model)
     return model
 
 
-def _stored(model: nn.Module) -> dict[str, Slot]:
+def stored_slots(model: nn.Module) -> dict[str, Slot]:
     """First name -> slot of each tensor that is state: all but the buffers that are not persistent."""
     first: dict[int, Slot] = {}
     for slot in slots(model):
@@ -125,7 +131,7 @@ def _require_match(model: nn.Module, plans: Sequence[PruningPlan]) -> None:
                     f"plan {number} takes {name!r} as {list(shape)}, its forerunner makes it {before}"
                 )
             shapes[name] = plan.new_shape(name)
-    present, state = named_tensors(model), _stored(model)
+    present, state = named_tensors(model), stored_slots(model)
     for name, shape in shapes.items():
         found = tuple(present[name].shape) if name in present else None
         if found is None or (name in state and found != shape):
@@ -150,7 +156,7 @@ def _dense(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _write(folder: Path, model: nn.Module, plans: Sequence[PruningPlan]) -> None:
-    stored = _stored(model)
+    stored = stored_slots(model)
     attributes = [name for name, slot in stored.items() if slot.kind == "attribute"]
     metadata = {"format": "pt", "plan": plan_digest(plans), "attributes": "\n".join(attributes)}
     _finish_interrupted(folder)
@@ -159,14 +165,14 @@ def _write(folder: Path, model: nn.Module, plans: Sequence[PruningPlan]) -> None
         new_plan.write_text(plans_to_json(plans), encoding="utf-8", newline="\n")
         save_file(_dense({name: slot.tensor for name, slot in stored.items()}), new_weights, metadata)
         new_weights.chmod(new_plan.stat().st_mode)  # as the user's umask has it
-        _sync(new_plan, new_weights)
+        sync(new_plan, new_weights)
     except BaseException:
         new_plan.unlink(missing_ok=True)
         new_weights.unlink(missing_ok=True)
         raise
     os.replace(new_weights, folder / WEIGHTS)  # from here on the new network is the one that is loaded
     os.replace(new_plan, folder / PLAN)
-    _sync(folder)
+    sync(folder)
 
 
 def _finish_interrupted(folder: Path) -> None:
@@ -175,15 +181,14 @@ def _finish_interrupted(folder: Path) -> None:
     if not (new_plan.is_file() and (folder / WEIGHTS).is_file()):
         return
     try:
-        with _opened(folder / WEIGHTS) as weights:
-            wanted = (weights.metadata() or {}).get("plan")
+        wanted = open_checkpoint(folder / WEIGHTS).shared("plan")
         if plan_digest(plans_from_json(new_plan.read_bytes())) == wanted:
             os.replace(new_plan, folder / PLAN)
     except (PlanError, StorageError):
         return  # what is there is no network, and nothing is lost by writing over it
 
 
-def _sync(*paths: Path) -> None:
+def sync(*paths: Path) -> None:
     """Waits until the disk has the files; a folder cannot be opened for that everywhere."""
     for path in paths:
         if path.is_dir() and os.name == "nt":
@@ -195,58 +200,54 @@ def _sync(*paths: Path) -> None:
             os.close(handle)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The safetensors file, opened; raises StorageError if it is missing, truncated or damaged."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
-    except FileNotFoundError:
-        raise StorageError(f"{path} is missing; a saved network is {PLAN} and {WEIGHTS} together") from None
-    except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"{path} cannot be read ({error}); it is damaged, or no safetensors file"
-        ) from error
-
-
 def _emptied(model: nn.Module) -> dict[int, torch.Tensor]:
     """id(tensor) -> a stand-in of its shape without memory, for the tensors that the file will supply."""
     return {
         id(slot.tensor): like(slot.tensor, slot.tensor.new_zeros(()).expand(slot.tensor.shape))
-        for slot in _stored(model).values()
+        for slot in stored_slots(model).values()
         if slot.kind != "attribute"
     }
 
 
-def _fill(model: nn.Module, weights: Any, devices: Mapping[str, torch.device]) -> None:
-    stored, names = _stored(model), set(weights.keys())
-    shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+def _fill(model: nn.Module, weights: Checkpoint, devices: Mapping[str, torch.device]) -> None:
+    stored = stored_slots(model)
+    own = {name: first for name, first in weights.names(model).items() if first in stored}
     optional = {name for name, slot in stored.items() if slot.kind == "attribute"}
-    missing = sorted(stored.keys() - optional - names)
-    extra = sorted(names - stored.keys() - set((weights.metadata() or {}).get("attributes", "").split("\n")))
+    missing = sorted(stored.keys() - optional - set(own.values()))
+    attributes = {
+        name for each in weights.metadata.values() for name in each.get("attributes", "").split("\n")
+    }
+    extra = sorted(weights.entries.keys() - own.keys() - attributes)
     if missing or extra:
         raise StorageError(
-            f"{WEIGHTS} is of another model: it lacks {missing[:5]}, the model lacks {extra[:5]}"
+            f"{weights.label} is of another model: it lacks {missing[:5]}, the model lacks {extra[:5]}"
         )
-    new = {}
-    for name in sorted(names & stored.keys()):
-        old = stored[name].tensor
-        if shapes[name] != tuple(old.shape):
-            if name in optional:  # a cache of another length: the fresh model's own is as good
-                continue
+    wanted = {}
+    for name, first in own.items():
+        shape, needed = weights.entries[name].shape, tuple(stored[first].tensor.shape)
+        if shape == needed:
+            wanted[name] = first
+        elif first not in optional:  # a cache of another length: the fresh model's own is as good
             raise StorageError(
-                f"{WEIGHTS}: {name!r} has shape {list(shapes[name])}, the model needs {list(old.shape)}"
+                f"{weights.label}: {name!r} has shape {list(shape)}, the model needs {list(needed)}"
             )
-        data = weights.get_tensor(name)
+    new = {}
+    for name, data in weights.tensors(wanted):
+        old = stored[wanted[name]].tensor
         if data.is_floating_point() != old.is_floating_point() or data.is_complex() != old.is_complex():
             raise StorageError(
-                f"{WEIGHTS}: {name!r} is {data.dtype}, the model needs a dtype like {old.dtype}"
+                f"{weights.label}: {name!r} is {data.dtype}, the model needs a dtype like {old.dtype}"
             )
-        target = devices[name] if devices[name].type != "meta" else torch.device("cpu")
-        new[id(old)] = like(old, data.to(target))
+        target = devices[wanted[name]]
+        new[id(old)] = like(old, data.to(target if target.type != "meta" else torch.device("cpu")))
     replace_tensors(model, new)
+    _require_values(model)
+
+
+def _require_values(model: nn.Module) -> None:
     absent = [name for name, tensor in named_tensors(model).items() if tensor.is_meta]
     if absent:
         raise StorageError(
-            f"build_model leaves {absent[:5]} without values (meta device), and they are not stored"
+            f"build_model leaves {absent[:5]} without values (meta device), and they are not stored; build under "
+            "structprune.empty_weights() in place of torch.device('meta')"
         )

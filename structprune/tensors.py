@@ -13,7 +13,7 @@ import hashlib
 import json
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from structprune.errors import PlanError
 
-__all__ = ["Slot", "aliases", "fingerprint", "like", "named_tensors", "slots"]
+__all__ = ["Slot", "aliases", "fingerprint", "like", "named_tensors", "shapes_fingerprint", "slots"]
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, flags, and the three registries
 _ATOMS = (
@@ -90,7 +90,12 @@ def fingerprint(model: nn.Module) -> str:
             raise PlanError(
                 f"tensor {slot.name!r} has no shape yet: run the model once, then trace and prune it"
             )
-    named = sorted((slot.name, list(slot.tensor.shape)) for slot in first.values())
+    return shapes_fingerprint({slot.name: slot.tensor.shape for slot in first.values()})
+
+
+def shapes_fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The sha256 (hex) over sorted names and shapes: the `fingerprint` of the model whose state has them."""
+    named = sorted((name, list(shape)) for name, shape in shapes.items())
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 

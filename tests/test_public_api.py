@@ -18,7 +18,9 @@ NAMES = [
     "Measurement", "Ratio", "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",
     "weight_bytes",
     # files
-    "ExportReport", "export_onnx", "load", "load_plans", "save",
+    "ExportReport", "FilesReport", "apply_plan_to_files", "export_onnx", "load", "load_plans", "save",
+    # building without memory
+    "empty_weights",
     # unstructured
     "finalize", "nonzeros", "sparsify",
     # inputs as the command line writes them

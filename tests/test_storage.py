@@ -306,7 +306,7 @@ def other_net() -> tuple[nn.Module, PruningPlan]:
     return apply_plan(model, plan), plan
 
 
-@pytest.mark.parametrize("call", ["plans_to_json", "save_file", "_sync", "replace 1", "replace 2"])
+@pytest.mark.parametrize("call", ["plans_to_json", "save_file", "sync", "replace 1", "replace 2"])
 def test_interrupted_save_leaves_a_whole_network(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

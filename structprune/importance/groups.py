@@ -14,8 +14,10 @@ every weight is read once. So define reductions outside the criterion, not as a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +30,7 @@ from structprune.importance.reductions import Reduction
 __all__ = ["GraphLike", "GroupLike", "GroupTensors", "MemberLike", "MemberTensor", "group_tensors"]
 
 _Index = NDArray[np.int64]
-_Facts = tuple[torch.Tensor, tuple[int, ...], torch.nn.Module | None, bool]
+_Facts = tuple[Callable[[], torch.Tensor], tuple[int, ...], torch.nn.Module | None, bool]
 
 
 class MemberLike(Protocol):
@@ -63,9 +65,14 @@ class MemberTensor:
     """One dim of one tensor that a group cuts."""
 
     member: MemberLike
-    tensor: torch.Tensor
+    values: Callable[[], torch.Tensor]  #: gives the tensor; one that lies in a file is read anew each time
     owner: torch.nn.Module | None  #: the module that holds the tensor
     is_parameter: bool  #: what training adjusts; buffers and plain tensors have no say in a magnitude
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The tensor; raises InputError where it is on the meta device, without values."""
+        return self.values()
 
     @property
     def name(self) -> str:
@@ -165,19 +172,22 @@ class GroupTensors:
 
 
 def group_tensors(
-    model: torch.nn.Module, graph: GraphLike, tensors: Mapping[str, torch.Tensor]
+    model: torch.nn.Module,
+    graph: GraphLike,
+    tensors: Mapping[str, torch.Tensor],
+    stored: Mapping[str, Callable[[], torch.Tensor]] = MappingProxyType({}),
 ) -> tuple[GroupTensors, ...]:
     """The free groups of `graph`, each with the tensors that it cuts.
 
-    Raises InputError where a tensor is missing, has another size than the graph knows, or lies on the meta
-    device.
+    `stored` gives values that are not the model's own. Raises InputError where a tensor is missing or has
+    another size than the graph knows.
     """
     owners = dict(model.named_modules(remove_duplicate=False))
     shared = _Shared()
     facts: dict[str, _Facts] = {}
     for group in graph.groups:
         if group.frozen is None:
-            members = tuple(_join(member, tensors, owners, facts) for member in group.members)
+            members = tuple(_join(member, tensors, stored, owners, facts) for member in group.members)
             shared.groups.append(GroupTensors(group.name, group.size, members, shared))
             for member in group.members:
                 shared.dims.setdefault(member.tensor, set()).add(member.dim)
@@ -188,8 +198,15 @@ def _tensor(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     tensor = tensors.get(name)
     if tensor is None:
         raise InputError(f"the model has no tensor {name!r}: the graph was traced from another model")
+    return tensor
+
+
+def _own(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_meta:
-        raise InputError(f"{name!r} is on the meta device, without values: load the weights first")
+        raise InputError(
+            f"{name!r} is on the meta device, without values: load the weights first, or name their files, "
+            "score(..., weights=folder)"
+        )
     return tensor
 
 
@@ -200,6 +217,7 @@ def _is_parameter(tensor: torch.Tensor) -> bool:
 def _join(
     member: MemberLike,
     tensors: Mapping[str, torch.Tensor],
+    stored: Mapping[str, Callable[[], torch.Tensor]],
     owners: Mapping[str, torch.nn.Module],
     facts: dict[str, _Facts],
 ) -> MemberTensor:
@@ -208,15 +226,15 @@ def _join(
     if name not in facts:
         tensor = _tensor(name, tensors)
         facts[name] = (
-            tensor,
+            stored.get(name) or partial(_own, name, tensor),
             tuple(tensor.shape),
             owners.get(name.rpartition(".")[0]),
             _is_parameter(tensor),
         )
-    tensor, shape, owner, is_parameter = facts[name]
+    values, shape, owner, is_parameter = facts[name]
     if member.dim >= len(shape) or shape[member.dim] != len(member.index):
         raise InputError(
             f"{name!r} has shape {shape}, but dim {member.dim} had size {len(member.index)} when the graph "
             "was traced: trace the model again"
         )
-    return MemberTensor(member, tensor, owner, is_parameter)
+    return MemberTensor(member, values, owner, is_parameter)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from structprune.checkpoint import open_checkpoint
 from structprune.errors import InputError
 from structprune.importance.chance import random
 from structprune.importance.groups import GraphLike, GroupTensors, group_tensors
@@ -29,20 +32,50 @@ CRITERIA: MappingProxyType[str, Criterion] = MappingProxyType(
 
 
 def score(
-    model: torch.nn.Module, graph: GraphLike, criterion: str | Criterion = "l2", **options: Any
+    model: torch.nn.Module,
+    graph: GraphLike,
+    criterion: str | Criterion = "l2",
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> dict[str, NDArray[np.float64]]:
     """The importance of every channel of every free group: {group name: float64 [size]}, higher is more
     important.
 
     `criterion` is a name (l1, l2, linf, bn_scale, random) or a function of one `GroupTensors` that returns
     one number per channel; `options` are passed on to it (`score(model, graph, "random", seed=1)`). The model
-    is only read. Raises InputError for an unknown name or option, scores of the wrong shape, and scores that
-    are not finite.
+    is only read. `weights` names safetensors files (a folder, a file or an index) to take the values from
+    instead, one tensor at a time: the model may then lie on the meta device and the files be larger than
+    memory.
+
+    Raises InputError for an unknown name or option, weights of another model, scores of the wrong shape, and
+    scores that are not finite; StorageError for files that are missing or damaged.
     """
     function = _criterion(criterion, options)
-    groups = group_tensors(model, graph, named_tensors(model))
+    tensors = named_tensors(model)
+    stored = {} if weights is None else _stored(model, tensors, weights)
+    groups = group_tensors(model, graph, tensors, stored)
     with torch.no_grad():
         return {group.name: _checked(group, _call(function, group, options)) for group in groups}
+
+
+def _stored(
+    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], weights: str | os.PathLike[str]
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """What reads each tensor of the model from the files, by the tensor's first name."""
+    checkpoint = open_checkpoint(weights)
+    found: dict[str, Callable[[], torch.Tensor]] = {}
+    for name, own in checkpoint.names(model).items():
+        shape, needed = checkpoint.entries[name].shape, tuple(tensors[own].shape)
+        if shape != needed:
+            raise InputError(f"{weights}: {name!r} has shape {list(shape)}, the model's is {list(needed)}")
+        found.setdefault(own, partial(checkpoint.tensor, name))
+    if lost := [name for name, _ in model.named_parameters() if name not in found]:
+        raise InputError(
+            f"{weights} lacks {len(lost)} parameters of the model, such as {lost[0]!r}; it has "
+            f"{next(iter(checkpoint.entries))!r}: trace the model that these files were saved from"
+        )
+    return found
 
 
 def _criterion(criterion: str | Criterion, options: dict[str, Any]) -> Criterion:
