@@ -19,6 +19,7 @@ from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import map_tensors, normalize_inputs, tensors_in
 from structprune.leftovers import forget
+from structprune.routing import CHOICES, Rerouted, freeze_siblings
 from structprune.rules import Context
 from structprune.rules.context import Dims, constants
 from structprune.stand_ins import SUBSTITUTES, output_tensors, random_state, transparent_functionals
@@ -26,6 +27,8 @@ from structprune.tensors import slots
 from structprune.tracer import INPUT, Record, RuleError, Tracer, watching
 
 __all__ = ["Record", "Run", "Tracer", "run_traced"]
+
+_TURNS = 16  # runs with other choices, at most, before what is still not chosen freezes its siblings
 
 
 @dataclass(slots=True)
@@ -48,7 +51,8 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
     """
     args, kwargs = normalize_inputs(example_inputs)
     if tracer is not None:
-        return _run(model, args, kwargs, tracer)
+        run = _run(model, args, kwargs, tracer)
+        return _reach(model, args, kwargs, run) if type(tracer) is Tracer else run
     first: Exception | None = None
     # A cache on the model may be keyed by device: only fake tensors, which name the real one, find what it holds.
     kinds: dict[int, str] = {}
@@ -60,7 +64,7 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
             break
         tracer = Tracer(kind)
         try:
-            return _run(model, args, kwargs, tracer)
+            return _reach(model, args, kwargs, _run(model, args, kwargs, tracer))
         except RuleError:
             raise
         except Exception as error:  # noqa: BLE001 - the public boundary around the user's forward: any error it can raise
@@ -76,11 +80,39 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
     ) from first
 
 
+def _reach(model: nn.Module, args: Any, kwargs: Any, run: Run) -> Run:
+    """Let a run whose steps depend on values learn about the layers that those values have not chosen."""
+    if run.kind != "real" or not run.unused or not any(record.operation in CHOICES for record in run.records):
+        return run
+    main = run.context
+    for turn in range(_TURNS):
+        tracer = Rerouted(turn, run.named)
+        main.ledger.open = True
+        tracer.context.ledger, tracer.context.roles = main.ledger, main.roles
+        tracer.context.produced, tracer.context.consumed = main.produced, main.consumed
+        try:
+            other = _run(model, args, kwargs, tracer)
+        except RuleError:
+            raise
+        except Exception:  # noqa: BLE001 - the user's forward, which may not bear such a choice: siblings freeze instead
+            break
+        finally:
+            main.ledger.open = False
+        before, run.unused = run.unused, run.unused & other.unused
+        run.outputs += other.outputs
+        if turn and run.unused == before:
+            break
+    freeze_siblings(model, run.named, run.unused)
+    return run
+
+
 def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     replace, admit, mode = SUBSTITUTES[tracer.kind]()
     context = tracer.context
     clone, tensors = structural_clone(model, replace, context.ledger)
-    named = {name: tuple(axes.atom(size) for size in tensor.shape) for name, tensor in tensors.items()}
+    named = tracer.named
+    if named is None:
+        named = {name: tuple(axes.atom(size) for size in tensor.shape) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         context.dims[tensor] = named[name]
     args, kwargs = map_tensors((args, kwargs), admit)

@@ -22,7 +22,7 @@ from structprune.errors import TraceError
 from structprune.inputs import map_tensors
 from structprune.nodes import Size
 from structprune.provenance import TracedInt, plain, user_line
-from structprune.rules import Call, Context, FunctionCall, Uncovered, lookup, lookup_function, source
+from structprune.rules import Call, Context, FunctionCall, Site, Uncovered, lookup, lookup_function, source
 from structprune.rules.context import Dims, constants, free, iter_tensors
 from structprune.shapes import shortcut
 from structprune.stand_ins import IdentityMap
@@ -57,10 +57,14 @@ class Record:
 
 
 class Tracer:
-    """Judges operations as they pass; ``kind`` is ``"meta"``, ``"fake"`` or ``"real"``."""
+    """Judges operations as they pass; ``kind`` is ``"meta"``, ``"fake"`` or ``"real"``.
 
-    def __init__(self, kind: str) -> None:
+    ``named`` are the dimensions of the model's tensors that an earlier run has found (None: each a new atom).
+    """
+
+    def __init__(self, kind: str, named: dict[str, Dims] | None = None) -> None:
         self.kind = kind
+        self.named = named
         dims: MutableMapping[Any, Dims] = IdentityMap() if kind == "meta" else WeakTensorKeyDictionary()
         self.context = Context(dims, live=IdentityMap() if kind == "meta" else WeakTensorKeyDictionary())
         self.records: list[Record] = []
@@ -80,6 +84,7 @@ class Tracer:
         out = self.execute(operation, args, kwargs)
         rule, name, names, defaults, always = self._known.get(operation) or self._learn(operation)
         context = self.context
+        sites = len(context.sites)
         if always or self._concerns(args, kwargs):
             arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
             if any(True for _ in iter_tensors((out,))):
@@ -87,6 +92,8 @@ class Tracer:
             elif operation._schema.is_mutable:  # it writes into its arguments and returns nothing
                 self.judge(rule, Call(context, name, arguments, _written(operation, arguments)))
             # else a device, a number, a truth value: the program's to use
+        if len(context.sites) > sites:
+            out = self.revised(context.sites[-1], operation, names, args, kwargs, out)
         self._passed(name, args, kwargs, out)
         return out
 
@@ -98,6 +105,10 @@ class Tracer:
             if out is not None:
                 return out
         return operation(*args, **kwargs)
+
+    def revised(self, site: Site, operation: Any, names: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """Return the result of an operation that reads across a dimension; a masked run puts its own."""
+        return out
 
     def judge(self, rule: Any, call: Call) -> None:
         if rule is None:
@@ -199,7 +210,14 @@ class Tracer:
             out = self.execute(function, args, kwargs)
         finally:
             self.muted = False
+        sites = len(self.context.sites)
         self.judge(rule, Call(self.context, name, arguments, out))
+        if len(self.context.sites) > sites:
+            self.muted = True
+            try:
+                out = self.revised(self.context.sites[-1], function, parameters, args, kwargs, out)
+            finally:
+                self.muted = False
         self._passed(name, args, kwargs, out)
         return out
 

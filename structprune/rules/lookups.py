@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from structprune.axes import Const
-from structprune.rules.context import Call, iter_tensors
+from structprune.axes import Const, Expr
+from structprune.rules.context import Call, Dims, iter_tensors
 from structprune.rules.pointwise import broadcast
 from structprune.rules.registry import rule
 
@@ -38,7 +38,7 @@ def index(c: Call) -> None:
     chosen = list(c["indices"]) + [None] * (len(dims) - len(c["indices"]))
     at = [position for position, value in enumerate(chosen) if value is not None]
     if any(chosen[position].dtype in (torch.bool, torch.uint8) for position in at):
-        c.freeze_all("a mask picks positions whose number is not known beforehand")
+        _by_mask(c, dims)
         return
     for position in at:
         c.freeze(dims[position], "positions are looked up by their number")
@@ -49,6 +49,27 @@ def index(c: Call) -> None:
     together = at == list(range(at[0], at[0] + len(at))) if at else True
     lead = at[0] if at and together else 0
     c.set(c.out, [*rest[:lead], *picked, *rest[lead:]])
+
+
+def _by_mask(c: Call, dims: Dims) -> None:
+    """[n, m], [a] and a mask [n, m] -> [?], [a]: how many are picked depends on values, so n and m stay."""
+    taken = 0
+    out: list[Expr] = []
+    masks = [value for value in c["indices"] if value is not None]
+    if len(masks) > 1:
+        c.freeze_all("several masks pick positions whose number is not known beforehand")
+        return
+    for value in c["indices"]:
+        if value is None:
+            out.append(dims[taken])
+            taken += 1
+            continue
+        for dim, mine in zip(dims[taken : taken + value.ndim], c.dims(value), strict=True):
+            c.freeze(dim, "a mask picks positions whose number is not known beforehand")
+            c.freeze(mine, "a mask picks positions whose number is not known beforehand")
+        taken += value.ndim
+        out.append(Const(c.out.shape[len(out)]))
+    c.set(c.out, [*out, *dims[taken:]])
 
 
 @rule("index_select")
