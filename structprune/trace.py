@@ -44,6 +44,11 @@ class Run:
     unused: frozenset[str]
     kept: list[Any] = field(default_factory=list)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether values may decide which layers run: it ran on real ones, and chose the best of some scores."""
+        return self.kind == "real" and any(record.operation in CHOICES for record in self.records)
+
 
 def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = None) -> Run:
     """Return what a run of ``model`` says about its dimensions: on meta tensors if it can, else on fake
@@ -82,10 +87,10 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
 
 def _reach(model: nn.Module, args: Any, kwargs: Any, run: Run) -> Run:
     """Let a run whose steps depend on values learn about the layers that those values have not chosen."""
-    if run.kind != "real" or not run.unused or not any(record.operation in CHOICES for record in run.records):
+    if not run.unused or run.kind != "real":
         return run
     main = run.context
-    for turn in range(_TURNS):
+    for turn in range(_TURNS if run.chooses else 0):
         tracer = Rerouted(turn, run.named)
         main.ledger.open = True
         tracer.context.ledger, tracer.context.roles = main.ledger, main.roles

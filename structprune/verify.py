@@ -26,6 +26,7 @@ from structprune.clone import structural_clone
 from structprune.errors import InputError, StructpruneError, TraceError, VerificationError
 from structprune.graph import kept_positions
 from structprune.inputs import map_tensors
+from structprune.live import LiveReplay
 from structprune.plan import PruningPlan
 from structprune.replay import LAYOUT, OtherOperations, Replay, noise
 from structprune.stand_ins import output_tensors
@@ -146,17 +147,14 @@ def _prove(
 def _begin(proof: _Proof) -> tuple[_Proof, list[torch.Tensor]]:
     """Return a proof that follows the operations as they really run, and its first outputs."""
     try:
-        return proof, proof.masked(seed=1)
+        if not proof.run.chooses:
+            return proof, proof.masked(seed=1)
     except OtherOperations:  # real tensors took other kernels than meta ones: trace on real ones
-        run = run_traced(proof.reference, proof.inputs, Tracer("real"))
-        proof = _Proof(proof.reference, proof.inputs, run, proof.plan)
-    try:
-        return proof, proof.masked(seed=1)
-    except OtherOperations as error:
-        raise VerificationError(
-            "the original takes other steps once the removed channels are silent: its control flow depends on the "
-            "values of what is cut, as in a router. Keep the layers that decide (keep=), or pass verify=False"
-        ) from error
+        if proof.run.kind != "real":
+            run = run_traced(proof.reference, proof.inputs, Tracer("real"))
+            return _begin(_Proof(proof.reference, proof.inputs, run, proof.plan))
+    live = _LiveProof(proof.reference, proof.inputs, proof.run, proof.plan)
+    return live, live.masked(seed=1)
 
 
 class _Proof:
@@ -233,6 +231,23 @@ class _Proof:
 
         again(observe)
         return differing[0] if differing else "the model's outputs"
+
+
+class _LiveProof(_Proof):
+    """The masked original decides for itself what it runs, where its values choose or its control flow reads them."""
+
+    def masked(self, seed: int, observe: Any = None) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for name, dims in self.run.named.items():
+            _fill_removed(self.tensors[name], dims, self.cut, generator)
+        run = run_traced(self.reference, self.inputs, LiveReplay(self.run.named, self.cut, generator))
+        return output_tensors(run.kept)
+
+    def first_difference_of_noises(self, tolerance: float) -> str:
+        return "the model's outputs"
+
+    def first_difference(self, small: nn.Module, tolerance: float) -> str:
+        return "the model's outputs"
 
 
 def _converted(model: nn.Module, precision: _Precision) -> nn.Module:
