@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 import structprune as sp
@@ -199,6 +199,38 @@ def test_a_saved_network_is_cut_further_to_a_share_of_the_original(models: str) 
     assert 0.3 * first["before"]["macs"] < second["after"]["macs"] <= 0.4 * first["before"]["macs"]
     inspected = document(call("inspect", f"{models}:mlp", "-i", "1x6", "--folder", "twice", "--json"))
     assert inspected["macs"] == second["after"]["macs"]
+
+
+def test_weights_on_disk_are_planned_and_cut_without_the_network(models: str) -> None:
+    torch.manual_seed(7)
+    trained = torch.nn.Sequential(*_mlp_layers())
+    save_file(trained.state_dict(), "trained.safetensors")
+    arguments = ("--params", "0.5", "--weights", "trained.safetensors", "--out", "plan.json", "--json")
+    planned = document(call("plan", f"{models}:mlp", "-i", "1x6", *arguments))
+    expected = sp.prune(trained, torch.zeros(1, 6), sp.Budget(params=0.5))
+    assert planned["widths"] == {group.name: [group.size, len(group.keep)] for group in expected.plan.groups}
+    assert planned["remaining"]["params"] <= 0.5
+    for more in ((), ("--model", f"{models}:mlp")):
+        target = f"small{len(more)}"
+        found = document(call("apply", "plan.json", "trained.safetensors", target, *more, "--json"))
+        assert (found["tensors"], found["cut"], found["left_out"]) == (6, 5, [])
+        small = sp.load(target, lambda: torch.nn.Sequential(*_mlp_layers()))
+        assert all(map(torch.equal, small.state_dict().values(), expected.model.state_dict().values()))
+    again = call("apply", "plan.json", "trained.safetensors", "small0")
+    assert again.exit_code == ExitCode.STORAGE
+    assert "small0 exists" in again.stderr.replace("\n", " ")
+
+
+def test_a_plan_by_magnitude_needs_the_weights(models: str) -> None:
+    result = call("plan", f"{models}:mlp", "-i", "1x6", "--params", "0.5", "--out", "plan.json")
+    assert result.exit_code == ExitCode.USAGE
+    assert "without values" in result.stderr
+    assert not Path("plan.json").exists()
+    by_chance = call(
+        "plan", f"{models}:mlp", "-i", "1x6", "--params", "0.5", "--criterion", "random", "-o", "plan.json"
+    )
+    assert by_chance.exit_code == 0, by_chance.stderr
+    assert call("apply", "absent.json", "a", "b").exit_code == ExitCode.USAGE
 
 
 def test_sparsify_writes_zeros_at_full_size(models: str) -> None:
@@ -396,5 +428,5 @@ def test_a_line_that_cannot_be_parsed_is_a_document_too(monkeypatch: pytest.Monk
 
 def test_help_names_the_commands_and_the_exit_codes() -> None:
     result = call("--help")
-    for word in ("demo", "inspect", "prune", "bench", "export", "Exit codes"):
+    for word in ("demo", "inspect", "prune", "plan", "apply", "bench", "export", "Exit codes"):
         assert word in result.stdout

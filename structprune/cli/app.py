@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from structprune.cli.apply import apply
 from structprune.cli.bench import bench
 from structprune.cli.demo import demo
 from structprune.cli.exit_codes import EXIT_CODES_HELP, ExitCode
 from structprune.cli.export import export
 from structprune.cli.inspect import inspect
 from structprune.cli.output import error_document, write_document
+from structprune.cli.plan import plan
 from structprune.cli.prune import prune
 from structprune.cli.rules import rules
 from structprune.cli.sparsify import sparsify
@@ -27,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     epilog=EXIT_CODES_HELP,
 )
-for command in (demo, inspect, prune, sparsify, bench, export, rules):
+for command in (demo, inspect, prune, plan, apply, sparsify, bench, export, rules):
     app.command(epilog=EXIT_CODES_HELP)(command)
 
 

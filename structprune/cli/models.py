@@ -41,6 +41,16 @@ def build_model(name: str, folder: Path | None, seed: int) -> nn.Module:
     return factory() if folder is None else sp.load(folder, factory)
 
 
+def empty_model(name: str) -> nn.Module:
+    """The model that `name` stands for, with parameters that take no memory.
+
+    Raises InputError as `build_model` does.
+    """
+    factory = model_factory(name)
+    with sp.empty_weights():
+        return factory()
+
+
 def model_factory(name: str) -> Callable[[], nn.Module]:
     """A function without arguments that gives the model `name` stands for; its errors are explained."""
     found = _lookup(name)

@@ -7,15 +7,26 @@ from typing import Annotated
 
 import typer
 
+import structprune as sp
+
 __all__ = [
+    "ChannelsOption",
+    "CriterionOption",
     "DebugOption",
     "FolderOption",
     "InputOption",
     "JsonOption",
+    "KeepOption",
+    "MacsOption",
     "ModelArgument",
+    "MultipleOption",
+    "OnlyOption",
     "OnnxOption",
     "OutOption",
+    "ParamsOption",
+    "ScopeOption",
     "SeedOption",
+    "the_budget",
 ]
 
 ModelArgument = Annotated[
@@ -59,3 +70,41 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+MacsOption = Annotated[
+    float | None, typer.Option("--macs", metavar="SHARE", help="Keep at most this share of the MACs.")
+]
+ParamsOption = Annotated[
+    float | None, typer.Option("--params", metavar="SHARE", help="Keep at most this share of the parameters.")
+]
+ChannelsOption = Annotated[
+    float | None,
+    typer.Option("--channels", metavar="SHARE", help="Keep this share of every group's channels."),
+]
+CriterionOption = Annotated[
+    str, typer.Option("--criterion", help="A channel's importance: l1, l2, linf, bn_scale or random.")
+]
+ScopeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scope", help="Rank per layer, global or isomorphic. Default: layer for --channels, else global."
+    ),
+]
+MultipleOption = Annotated[int, typer.Option("--multiple-of", help="Keep widths that are multiples of this.")]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="NAME", help="Leave this layer, group or glob whole. Repeatable."),
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="NAME", help="Cut only this layer, group or glob. Repeatable."),
+]
+
+
+def the_budget(**shares: float | None) -> sp.Budget:
+    """The one budget among the options --macs, --params and --channels; raises InputError for none or several."""
+    given = {quantity: share for quantity, share in shares.items() if share is not None}
+    if len(given) != 1:
+        got = ", ".join(f"--{quantity} {share}" for quantity, share in given.items()) or "none"
+        raise sp.InputError(f"give exactly one of --macs, --params and --channels (got {got})")
+    return sp.Budget(**given)

@@ -12,13 +12,22 @@ import structprune as sp
 from structprune.cli.files import require_writable, write_files
 from structprune.cli.models import build_model
 from structprune.cli.options import (
+    ChannelsOption,
+    CriterionOption,
     DebugOption,
     InputOption,
     JsonOption,
+    KeepOption,
+    MacsOption,
     ModelArgument,
+    MultipleOption,
+    OnlyOption,
     OnnxOption,
     OutOption,
+    ParamsOption,
+    ScopeOption,
     SeedOption,
+    the_budget,
 )
 from structprune.cli.output import session
 from structprune.report import NetworkSize, comparison_document, comparison_table, network_size
@@ -29,32 +38,14 @@ __all__ = ["prune"]
 def prune(
     model: ModelArgument,
     inputs: InputOption,
-    macs: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Keep at most this share of the MACs.")
-    ] = None,
-    params: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Keep at most this share of the parameters.")
-    ] = None,
-    channels: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Keep this share of every group's channels.")
-    ] = None,
-    criterion: Annotated[
-        str, typer.Option(help="A channel's importance: l1, l2, linf, bn_scale or random.")
-    ] = "l2",
-    scope: Annotated[
-        str | None,
-        typer.Option(
-            help="Rank per layer, global or isomorphic. Default: layer for --channels, else global."
-        ),
-    ] = None,
-    multiple_of: Annotated[int, typer.Option(help="Keep widths that are multiples of this.")] = 1,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Leave this layer, group or glob whole. Repeatable."),
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Cut only this layer, group or glob. Repeatable.")
-    ] = None,
+    macs: MacsOption = None,
+    params: ParamsOption = None,
+    channels: ChannelsOption = None,
+    criterion: CriterionOption = "l2",
+    scope: ScopeOption = None,
+    multiple_of: MultipleOption = 1,
+    keep: KeepOption = None,
+    only: OnlyOption = None,
     verify: Annotated[bool, typer.Option(help="Prove the result against the masked original.")] = True,
     folder: Annotated[
         Path | None,
@@ -73,7 +64,7 @@ def prune(
     with session(as_json, debug) as out:
         require_writable(out_folder, onnx)
         with out.steps(5) as step:
-            budget = _budget(channels=channels, params=params, macs=macs)
+            budget = the_budget(channels=channels, params=params, macs=macs)
             step("building the model")
             original = build_model(model, None, seed)
             start = original if folder is None else build_model(model, folder, seed)
@@ -98,14 +89,6 @@ def prune(
             files = write_files(result.model, plans, example, out_folder, onnx)
         out.show(comparison_table(*sizes), _proof(result), *(f"wrote {name}" for name in files.values()))
         out.result(_document(model, budget, sizes, result, files))
-
-
-def _budget(**shares: float | None) -> sp.Budget:
-    given = {quantity: share for quantity, share in shares.items() if share is not None}
-    if len(given) != 1:
-        got = ", ".join(f"--{quantity} {share}" for quantity, share in given.items()) or "none"
-        raise sp.InputError(f"give exactly one of --macs, --params and --channels (got {got})")
-    return sp.Budget(**given)
 
 
 def _proof(result: sp.PruneResult) -> str:

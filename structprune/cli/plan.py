@@ -1,0 +1,90 @@
+"""`structprune plan`: what to keep of a network that need not fit in memory, as a file for `structprune apply`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import structprune as sp
+from structprune.cli.files import require_writable
+from structprune.cli.models import empty_model
+from structprune.cli.options import (
+    ChannelsOption,
+    CriterionOption,
+    DebugOption,
+    InputOption,
+    JsonOption,
+    KeepOption,
+    MacsOption,
+    ModelArgument,
+    MultipleOption,
+    OnlyOption,
+    ParamsOption,
+    ScopeOption,
+    SeedOption,
+    the_budget,
+)
+from structprune.cli.output import session
+
+__all__ = ["plan"]
+
+
+def plan(
+    model: ModelArgument,
+    inputs: InputOption,
+    path: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The plan.json to write.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Score these safetensors; without them only --criterion random can."
+        ),
+    ] = None,
+    macs: MacsOption = None,
+    params: ParamsOption = None,
+    channels: ChannelsOption = None,
+    criterion: CriterionOption = "l2",
+    scope: ScopeOption = None,
+    multiple_of: MultipleOption = 1,
+    keep: KeepOption = None,
+    only: OnlyOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Plan a cut without the network in memory: parameters are never made, weights are read from their files.
+
+    Give exactly one of --macs, --params and --channels. Nothing is proven here, since nothing is computed.
+    """
+    with session(as_json, debug) as out:
+        require_writable(file=path)
+        with out.steps(4) as step:
+            budget = the_budget(channels=channels, params=params, macs=macs)
+            step("building the model without its weights")
+            empty = empty_model(model)
+            example = sp.parse_inputs(inputs, seed)
+            step("tracing")
+            graph = sp.trace(empty, example)
+            step("scoring")
+            options: dict[str, Any] = {"seed": seed} if criterion == "random" else {}
+            scores = sp.score(empty, graph, criterion, weights=weights, **options)
+            step("selecting")
+            chosen = sp.select(
+                graph,
+                scores,
+                budget,
+                scope,
+                multiple_of,
+                keep=keep or (),
+                only=only or (),
+                criterion=criterion,
+            )
+        aside = path.with_name(f"{path.name}.new")
+        aside.write_text(chosen.to_json(), encoding="utf-8", newline="\n")
+        os.replace(aside, path)
+        shares = {name: round(share, 6) for name, share in sorted(chosen.remaining.items())}
+        out.show(*(f"{name}: {share:.1%} remain" for name, share in shares.items()), f"wrote {path}")
+        widths = {group.name: [group.size, len(group.keep)] for group in chosen.groups}
+        out.result({"model": model, "remaining": shares, "widths": widths, "files": {"plan": str(path)}})
