@@ -37,7 +37,7 @@ bench: $(VENV)/.ready-dev
 	mkdir -p runs/bench
 	$(BIN)/python -m benchmarks.latency --out runs/bench/latency.json
 	$(BIN)/python -m benchmarks.pruning_speed --out runs/bench/pruning_speed.json
-	$(BIN)/python -m benchmarks.memory --out runs/bench/memory.json
+	$(BIN)/python -m benchmarks.full_size --out runs/bench/full_size.json
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

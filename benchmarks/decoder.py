@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Decoder", "llama3_8b"]
+__all__ = ["Decoder"]
 
 
 class RMSNorm(nn.Module):
@@ -81,8 +81,3 @@ class Decoder(nn.Module):
             x = layer(x, cos, sin)
         out: Tensor = self.head(self.norm(x))
         return out
-
-
-def llama3_8b() -> nn.Module:
-    """The shapes of Llama 3 8B: 8,030,261,248 parameters. Build it under `torch.device("meta")`."""
-    return Decoder(vocabulary=128_256, width=4096, depth=32, heads=32, kv_heads=8, inner=14_336)

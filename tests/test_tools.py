@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import structprune as sp
-from benchmarks import latency
+from benchmarks import full_size, latency, streaming
 from benchmarks.environment import environment
 from structprune.plan import GroupPlan, PruningPlan
 from structprune.surgery import apply_plan
@@ -194,3 +194,27 @@ def test_the_latency_benchmark_end_to_end(
     assert dense["batch"] == 2
     assert document["environment"]["threads"]["inference"] == 1
     assert "unstructured" in capsys.readouterr().out
+
+
+def test_a_network_of_full_size_is_priced_as_it_is_counted() -> None:
+    """860 million parameters, never in memory; `measure` compares prices with what is there after a cut."""
+    row = full_size.measure("sd-unet", threads=1)
+    assert row["params"] == 859_520_964
+    assert 0.49 * row["params"] < row["at_half_params"]["params"] <= 0.5 * row["params"]
+    assert row["at_half_macs"]["macs"] < row["at_half_params"]["macs"]
+
+
+def test_the_streaming_benchmark_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        streaming.SHAPES,
+        "llama-3.2-1b",
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 4},
+    )
+    monkeypatch.setattr(streaming, "_alone", lambda threads, function, *arguments: function(*arguments))
+    out = tmp_path / "streaming.json"
+    assert (
+        streaming.main(["--folder", str(tmp_path / "weights"), "--shard-gb", "0.001", "--out", str(out)]) == 0
+    )
+    steps = json.loads(out.read_text())["steps"]
+    assert 0.49 < steps["cut"]["bytes_after"] / steps["cut"]["bytes_before"] <= 0.51
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["llama-3.2-1b-plan.json"]

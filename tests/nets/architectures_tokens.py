@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.decoder import Decoder
+from benchmarks.diffusion_unet import UNet
 from tests.nets.attention import (
     Block,
     ConvNeXtBlock,
@@ -298,7 +299,28 @@ def ids() -> Tensor:
 
 MLP = ("1.mlp.0.weight", "1.mlp.2.weight")
 
+
+def latents() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((2, 4, 8, 8), (2,), (2, 3, 6))
+    x, steps, text = (torch.rand(shape, generator=generator) for shape in shapes)
+    return x, 100 * steps, text
+
+
 CASES = [
+    Case(
+        "diffusion u-net",
+        0,
+        lambda: UNet((12, 24), heads=(2, 0), context=6, groups=4, depth=1),
+        latents,
+        (
+            "time.0.weight",
+            "down.0.attend.into.weight",
+            "down.0.attend.gated.weight",
+            "down.1.block.conv1.weight",
+            "head.weight",
+        ),
+    ),
     Case("mlp", 0, mlp, image(), ("1.weight", "3.weight", "4.weight", "6.weight")),
     Case(
         "mixer",
