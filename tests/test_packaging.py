@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from safetensors.torch import save_file
 from torch import nn
 
 tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11")
@@ -112,6 +113,8 @@ def test_the_python_of_the_readme_runs_in_its_order(tmp_path: Path, monkeypatch:
     def build_model() -> nn.Module:
         return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
 
+    (tmp_path / "weights").mkdir()
+    save_file(build_model().state_dict(), tmp_path / "weights" / "model.safetensors")
     namespace = {"build_model": build_model, "model": build_model(), "example_inputs": torch.randn(1, 6)}
     for block in blocks:
         exec(block, namespace)
