@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from structprune.axes import Const, Expr, Frozen
+from structprune import axes
+from structprune.axes import Const, Expr, Frozen, product
 from structprune.errors import TraceError
 from structprune.inputs import map_tensors
 from structprune.nodes import Size
@@ -33,8 +34,25 @@ INPUT = Frozen("model input")
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 # Judged even where nothing may be cut: operations that cost MACs, and those that make dimensions from nothing.
 _ALWAYS = frozenset(
-    ("mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "addmv", "dot", "linear", "expand", "_trilinear")
+    (
+        *(
+            "mm",
+            "bmm",
+            "addmm",
+            "baddbmm",
+            "convolution",
+            "mv",
+            "addmv",
+            "dot",
+            "linear",
+            "_trilinear",
+            "expand",
+        ),
+        *("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full"),
+    )
 )
+_LEAVING = frozenset(("numpy", "tolist", "__array__", "__dlpack__"))
+_READERS = frozenset(("size", "numel", "nelement", "stride")) | _LEAVING
 _NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
 
 
@@ -87,7 +105,12 @@ class Tracer:
         sites = len(context.sites)
         if always or self._concerns(args, kwargs):
             arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-            if any(True for _ in iter_tensors((out,))):
+            made = list(iter_tensors((out,)))
+            if any(tensor.is_nested for tensor in made):
+                raise RuleError(
+                    f"{name} at {user_line()} makes a nested tensor, of rows that differ: pad them"
+                )
+            if made:
                 self.judge(rule, Call(context, name, arguments, out))
             elif operation._schema.is_mutable:  # it writes into its arguments and returns nothing
                 self.judge(rule, Call(context, name, arguments, _written(operation, arguments)))
@@ -148,6 +171,10 @@ class Tracer:
     def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         live = self.context.live
         self.note(out)
+        if any(tensor.is_nested for tensor in iter_tensors((out,))):
+            raise RuleError(
+                f"{name} at {user_line()} makes a nested tensor, whose rows differ in length: pad them"
+            )
         self.read.update(id(tensor) for tensor in iter_tensors((args, list(kwargs.values()))))
         if any(tensor in live for tensor in iter_tensors((args, list(kwargs.values())))):
             for tensor in iter_tensors((out,)):
@@ -179,8 +206,12 @@ class Tracer:
         name = getattr(function, "__name__", "")
         if name == "__get__":
             return self.shape(args[0]) if function == _SHAPE else function(*args, **kwargs)
-        if name in ("size", "numel", "nelement") and isinstance(args[0], torch.Tensor):
-            return self._sizes(name, args, kwargs)
+        if name in _READERS and isinstance(args[0], torch.Tensor):
+            if name in ("size", "numel", "nelement"):
+                return self._sizes(name, args, kwargs)
+            if name == "stride":
+                return self._strides(args, kwargs)
+            self._leaves(name, args[0])
         call = FunctionCall(name, [], args, kwargs)
         _collect(call, args)
         _collect(call, tuple(kwargs.values()))
@@ -240,6 +271,22 @@ class Tracer:
         for size in shape:
             count = count * size
         return count
+
+    def _strides(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A stride of a contiguous tensor is the product of the sizes after it."""
+        tensor, *rest = args
+        chosen = rest[0] if rest else kwargs.get("dim")
+        strides: tuple[int, ...] = tensor.stride()
+        dims = self.context.dims.get(tensor)
+        if dims is not None and tensor.is_contiguous():
+            strides = tuple(self._traced(n, product(dims[i + 1 :])) for i, n in enumerate(strides))
+        return strides if chosen is None else strides[plain(chosen)]
+
+    def _leaves(self, name: str, tensor: torch.Tensor) -> None:
+        """What happens to numbers outside of torch is not seen."""
+        for dim in self.context.dims.get(tensor, ()):
+            if free(dim):
+                axes.freeze(dim, Frozen(f"{name}() takes these numbers out of torch", user_line()))
 
 
 def _written(operation: Any, arguments: dict[str, Any]) -> list[Any]:

@@ -31,6 +31,9 @@ OUTCOMES: dict[str, str] = {
     "number of channels": "refused: stem (the code uses this size, 8, as a number",
     "tags lost in int()": "refused: stem (the code uses this size, 8, as a number",
     "pooling across channels": "refused: stem (avg_pool3d runs along this dimension",
+    "square matrices of channels": "refused: stem (_linalg_det works on whole matrices",
+    "numpy": "refused: stem (numpy() takes these numbers out of torch",
+    "lists of numbers": "refused: stem (tolist() takes these numbers out of torch",
     "argmax over channels": "refused: stem (argmax returns a position in this dimension",
 }
 

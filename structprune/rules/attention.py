@@ -6,11 +6,20 @@ import torch.nn.functional as F
 
 from structprune import axes
 from structprune.axes import Const, Expr, product
-from structprune.rules.context import Call
+from structprune.rules.context import Call, constants, iter_tensors
 from structprune.rules.pointwise import broadcast
-from structprune.rules.registry import function_rule
+from structprune.rules.registry import function_rule, rule
 
 
+@rule(
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_attention_math_for_mps",
+)
 @function_rule(
     F.scaled_dot_product_attention, "query key value attn_mask dropout_p is_causal scale enable_gqa"
 )
@@ -25,12 +34,18 @@ def scaled_dot_product_attention(c: Call) -> None:
     for dim in (query[-2], key[-2]):
         c.freeze(dim, "attention runs along this dimension")
     heads = _heads(c, query, key, value)
-    mask = c.get("attn_mask")
+    mask = c.get("attn_mask", c.get("attn_bias"))
     if mask is not None:
         broadcast(c, [c.dims(mask), (*heads, query[-2], key[-2])], max(mask.ndim, len(query)))
     c.macs(*heads, query[-2], key[-2], query[-1])
     c.macs(*heads, query[-2], key[-2], value[-1])
-    c.set(c.out, (*heads, query[-2], value[-1]))
+    out, *others = c.out if isinstance(c.out, list | tuple) else [c.out]
+    c.set(out, (*heads, query[-2], value[-1]))
+    for tensor in iter_tensors(
+        others
+    ):  # the logarithm of the sums, one for each query, and what a kernel keeps
+        dims = (*heads, query[-2], key[-2])[: tensor.ndim]
+        c.set(tensor, dims if [dim.size for dim in dims] == list(tensor.shape) else constants(tensor))
     c.contract([query[-1]], {"query": len(query) - 1, "key": len(key) - 1})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from structprune.axes import Const, Expr
-from structprune.rules.context import Call, Dims, iter_tensors
+from structprune.rules.context import Call, Dims, Uncovered, iter_tensors
 from structprune.rules.pointwise import broadcast
 from structprune.rules.registry import rule
 
@@ -34,42 +34,43 @@ def embedding_bag(c: Call) -> None:
 @rule("index", "_unsafe_index")
 def index(c: Call) -> None:
     """[n], [a] and positions [k] -> [k], [a]."""
-    dims = c.dims(c["self"])
-    chosen = list(c["indices"]) + [None] * (len(dims) - len(c["indices"]))
+    c.set(c.out, _picked(c, "looked up", c.out))
+
+
+def _picked(c: Call, done: str, out: torch.Tensor | None) -> list[Expr]:
+    """Return the dimensions of what a list of indices, or one mask, picks of ``self``."""
+    dims, given = c.dims(c["self"]), list(c["indices"])
+    masks = [value for value in given if value is not None and value.dtype in (torch.bool, torch.uint8)]
+    if masks:
+        if sum(value is not None for value in given) > 1:
+            raise Uncovered(
+                "a mask beside other indices picks positions whose number is not known beforehand"
+            )
+        return _by_mask(c, dims, _first(given), masks[0], out)
+    chosen = given + [None] * (len(dims) - len(given))
     at = [position for position, value in enumerate(chosen) if value is not None]
-    if any(chosen[position].dtype in (torch.bool, torch.uint8) for position in at):
-        _by_mask(c, dims)
-        return
     for position in at:
-        c.freeze(dims[position], "positions are looked up by their number")
+        c.freeze(dims[position], f"positions are {done} by their number")
     places = [c.dims(chosen[position]) for position in at]
     rank = max((len(place) for place in places), default=0)
-    picked = list(broadcast(c, places, rank))
+    picked = broadcast(c, places, rank)
     rest = [dim for position, dim in enumerate(dims) if position not in at]
     together = at == list(range(at[0], at[0] + len(at))) if at else True
     lead = at[0] if at and together else 0
-    c.set(c.out, [*rest[:lead], *picked, *rest[lead:]])
+    return [*rest[:lead], *picked, *rest[lead:]]
 
 
-def _by_mask(c: Call, dims: Dims) -> None:
+def _first(given: list[torch.Tensor | None]) -> int:
+    return next(position for position, value in enumerate(given) if value is not None)
+
+
+def _by_mask(c: Call, dims: Dims, lead: int, mask: torch.Tensor, out: torch.Tensor | None) -> list[Expr]:
     """[n, m], [a] and a mask [n, m] -> [?], [a]: how many are picked depends on values, so n and m stay."""
-    taken = 0
-    out: list[Expr] = []
-    masks = [value for value in c["indices"] if value is not None]
-    if len(masks) > 1:
-        c.freeze_all("several masks pick positions whose number is not known beforehand")
-        return
-    for value in c["indices"]:
-        if value is None:
-            out.append(dims[taken])
-            taken += 1
-            continue
-        for dim, mine in zip(dims[taken : taken + value.ndim], c.dims(value), strict=True):
-            c.freeze(dim, "a mask picks positions whose number is not known beforehand")
-            c.freeze(mine, "a mask picks positions whose number is not known beforehand")
-        taken += value.ndim
-        out.append(Const(c.out.shape[len(out)]))
-    c.set(c.out, [*out, *dims[taken:]])
+    end = lead + mask.ndim
+    for dim in (*dims[lead:end], *c.dims(mask)):
+        c.freeze(dim, "a mask picks positions whose number is not known beforehand")
+    number = Const(1 if out is None else out.shape[lead])
+    return [*dims[:lead], number, *dims[end:]]
 
 
 @rule("index_select")
@@ -106,6 +107,7 @@ def gather(c: Call) -> None:
     "scatter",
     "scatter_add",
     "scatter_reduce",
+    "index_reduce",
     "_unsafe_index_put",
 )
 def write_by_index(c: Call) -> None:
@@ -123,28 +125,27 @@ def write_by_index(c: Call) -> None:
                     c.freeze(dim, "positions are written by their number")
         c.freeze(dims[axis], "positions are written by their number")
     else:
-        _index_put(c, dims)
+        _index_put(c)
     if c.out is not x:
         c.set(c.out, dims)
 
 
-def _index_put(c: Call, dims: tuple[object, ...]) -> None:
-    own = c.dims(c["self"])
-    chosen = list(c["indices"]) + [None] * (len(own) - len(c["indices"]))
-    for position, value in enumerate(chosen):
-        if value is not None:
-            c.freeze(own[position], "positions are written by their number")
-    values = c.dims(c["values"])
-    rest = [dim for dim, value in zip(own, chosen, strict=False) if value is None]
-    trailing = rest if chosen and chosen[0] is not None else []
-    for mine, other in zip(reversed(trailing), reversed(values), strict=False):
+def _index_put(c: Call) -> None:
+    values, given = c.dims(c["values"]), list(c["indices"])
+    mask = given[-1] if sum(value is not None for value in given) == 1 else None
+    if mask is not None and mask.dtype == torch.bool and all(dim.size == 1 for dim in values):
+        own = c.dims(c["self"])[len(given) - 1 :]
+        for mine, other in zip(own, c.dims(mask), strict=False):  # one number where the mask says so
+            c.unify(mine, other)
+        return
+    target = _picked(c, "written", None)
+    for mine, other in zip(reversed(target), reversed(values), strict=False):
+        if other.size == 1:
+            continue
         if mine.size == other.size:
             c.unify(mine, other)
-    for dim in values[: len(values) - len(trailing)]:
-        c.freeze(dim, "positions are written by their number")
-    if not trailing:
-        for dim in (*rest, *values):
-            c.freeze(dim, "positions are written by their number")
+        else:  # as many as a mask picks
+            c.freeze(other, "positions are written by their number")
 
 
 @rule(
@@ -153,13 +154,54 @@ def _index_put(c: Call, dims: tuple[object, ...]) -> None:
     "unique_consecutive",
     "_unique2",
     "unique_dim",
-    "masked_scatter",
     "bincount",
     "histc",
-    "searchsorted",
-    "bucketize",
+    "histogram",
     "multinomial",
+    "take",
+    "put",
+    "nll_loss_forward",
+    "nll_loss2d_forward",
+    "_ctc_loss",
 )
 def by_value(c: Call) -> None:
     """[n] -> [?]: the values decide which positions come out, so nothing that goes in may be cut."""
-    c.freeze_all(f"{c.name} picks positions by value")
+    c.freeze_all(f"{c.name} picks positions by value or number")
+
+
+@rule("bucketize", "searchsorted", "isin")
+def found_among(c: Call) -> None:
+    """[a] and some numbers in order -> [a]: each is looked up alone among numbers that stay as they are."""
+    ordered = c.tensors()[-1] if c.name in ("bucketize", "isin") else c["sorted_sequence"]
+    asked = c.tensors()[0 if c.name in ("bucketize", "isin") else 1]
+    dims, others = list(c.dims(asked)), c.dims(ordered)
+    c.freeze(others[-1], "numbers are looked up among these") if others else None
+    for mine, other in zip(dims[:-1], others[:-1], strict=False):
+        c.unify(mine, other)
+    for tensor in c.tensors():
+        if tensor is not asked and tensor is not ordered:  # the order of a sequence that is not in order
+            for dim in c.dims(tensor):
+                c.freeze(dim, "numbers are looked up among these")
+    c.set(c.out, dims)
+
+
+@rule("masked_scatter")
+def masked_scatter(c: Call) -> None:
+    """[n, a], [n, 1] expanded, [m, a] -> [n, a]: rows that a mask picks are replaced by whole rows, in order."""
+    x, mask, source = c["self"], c["mask"], c["source"]
+    dims, rows = c.dims(x), c.dims(source)
+    whole = 0  # trailing dimensions along which the mask is expanded, so that it takes all positions or none
+    while whole < min(mask.ndim, source.ndim, x.ndim) and mask.stride(-1 - whole) == 0:
+        if not mask.shape[-1 - whole] == x.shape[-1 - whole] == source.shape[-1 - whole]:
+            break
+        whole += 1
+    for number, dim in enumerate(reversed(dims)):
+        if number < whole:
+            c.unify(dim, rows[-1 - number])
+            c.unify(dim, c.dims(mask)[-1 - number])
+        else:
+            c.freeze(dim, "a mask picks positions whose number is not known beforehand")
+    for dim in (*rows[: len(rows) - whole], *c.dims(mask)[: mask.ndim - whole]):
+        c.freeze(dim, "a mask picks positions whose number is not known beforehand")
+    if c.out is not x:
+        c.set(c.out, dims)

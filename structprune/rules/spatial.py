@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
+import torch
+
 from structprune import axes
 from structprune.axes import Const, product
 from structprune.rules.context import Call, iter_tensors
-from structprune.rules.registry import rule
+from structprune.rules.registry import function_rule, rule
 
 _POOLS = [f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg")]
 _POOLS += [f"_adaptive_avg_pool{n}d" for n in (2, 3)] + [f"fractional_max_pool{n}d" for n in (2, 3)]
@@ -31,6 +33,8 @@ def spatial(c: Call) -> None:
     extent = int(found.group(1)) if found else x.ndim - 2
     for dim in dims[x.ndim - extent :]:
         c.freeze(dim, f"{c.name} runs along this dimension")
+    if c.get("random_samples") is not None:
+        c.unify(c.dims(c["random_samples"])[1], dims[x.ndim - extent - 1])
     for tensor in iter_tensors([c.out]):
         c.set(tensor, [*dims[: x.ndim - extent], *(Const(size) for size in tensor.shape[x.ndim - extent :])])
 
@@ -42,6 +46,20 @@ def grid_sampler(c: Call) -> None:
     for dim in (*dims[2:], *grid[1:]):
         c.freeze(dim, "positions are sampled along this dimension")
     c.set(c.out, [*dims[:2], *(Const(size) for size in c.out.shape[2:])])
+
+
+@function_rule(torch.affine_grid_generator, "theta size align_corners")
+def affine_grid(c: Call) -> None:
+    """[b, 2, 3] and the size of an image -> [b, h, w, 2]: places, whatever number of channels lies there."""
+    theta = c.dims(c["theta"])
+    function = c.context.function
+    if function is not None:
+        function.used.update(range(len(function.ints)))
+    for dim in theta[1:]:
+        c.freeze(dim, "places are computed from these numbers")
+    for size, place in zip(c["size"][2:], c.nodes(list(c["size"]))[2:], strict=True):
+        c.equate(Const(size), place, "the size of a grid")
+    c.set(c.out, [theta[0], *(Const(size) for size in c.out.shape[1:])])
 
 
 @rule("pixel_shuffle")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from structprune import axes
-from structprune.axes import Const, Expr
+from structprune.axes import Const, Expr, product
 from structprune.nodes import Literal, Node, Size
 from structprune.rules.context import Call, Uncovered
 from structprune.rules.registry import rule
@@ -131,11 +131,27 @@ def diagonal(c: Call) -> None:
     """[a], [a] -> [a]: both dimensions keep the same positions."""
     dims = list(c.dims(c["self"]))
     i, j = c.get("dim1", 0) % len(dims), c.get("dim2", 1) % len(dims)
-    if c.get("offset", 0) or dims[i].size != dims[j].size:
-        raise Uncovered("a diagonal off the main one is read by its numbers")
-    c.unify(dims[i], dims[j])
     kept = [dim for position, dim in enumerate(dims) if position not in (i, j)]
+    if c.get("offset", 0) or dims[i].size != dims[j].size:
+        for dim in (dims[i], dims[j]):
+            c.freeze(dim, "a diagonal off the main one is read by its numbers")
+        c.set(c.out, [*kept, Const(c.out.shape[-1])])
+        return
+    c.unify(dims[i], dims[j])
     c.set(c.out, [*kept, dims[i]])
+
+
+@rule("diag_embed")
+def diag_embed(c: Call) -> None:
+    """[a] -> [a], [a]: the diagonal of a matrix of zeros."""
+    *rest, inner = c.dims(c["self"])
+    i, j = sorted(axis % c.out.ndim for axis in (c.get("dim1", -2), c.get("dim2", -1)))
+    if c.get("offset", 0):
+        c.freeze(inner, "a diagonal off the main one is written by its numbers")
+        inner = Const(c.out.shape[i])
+    rest.insert(i, inner)
+    rest.insert(j, inner)
+    c.set(c.out, rest)
 
 
 @rule("unfold")
@@ -152,9 +168,23 @@ def unfold(c: Call) -> None:
 
 @rule("as_strided", "as_strided_copy")
 def as_strided(c: Call) -> None:
-    """[a], [b] -> [a], [b] where the strides say that nothing moves."""
+    """[n], [a] -> [windows], [m], [a]: rows are read by their distance in memory, each of them whole."""
     x = c["self"]
+    dims = c.dims(x)
     if c.out.shape == x.shape and c.out.stride() == x.stride() and not c.get("storage_offset", 0):
-        c.set(c.out, c.dims(x))
+        c.set(c.out, dims)
         return
-    raise Uncovered("as_strided reads memory by literal strides")
+    sizes, strides = list(c["size"]), list(c["stride"])
+    row = dims[-1].size if dims else 0
+    whole = x.is_contiguous() and sizes and dims and sizes[-1] == row and strides[-1] == 1
+    if not whole or any(step % row for step in (*strides[:-1], c.get("storage_offset", 0))):
+        raise Uncovered("as_strided reads memory by literal strides")
+    for dim in dims[:-1]:
+        c.freeze(dim, "as_strided reads rows by their distance in memory")
+    c.equate(dims[-1], c.nodes(sizes)[-1], "as_strided")
+    for step, node in zip(strides[:-1], c.nodes(strides)[:-1], strict=True):
+        c.equate(product((Const(step // row), dims[-1])), node, "the stride of as_strided")
+    if c.get("storage_offset", 0):
+        offset = c["storage_offset"]
+        c.equate(product((Const(offset // row), dims[-1])), c.node(offset), "the offset of as_strided")
+    c.set(c.out, [*(Const(size) for size in sizes[:-1]), dims[-1]])

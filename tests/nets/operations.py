@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,50 @@ TRANSPARENT: dict[str, Callable[[Tensor], Tensor]] = {
     "channel_shuffle": lambda x: F.channel_shuffle(x, 2),
     "batch_norm without a module": lambda x: F.batch_norm(x, None, None, training=True),
     "triangle": lambda x: x.tril(),
+    "numbers at places": lambda x: written(x, (slice(None), slice(None), torch.tensor([0, 2])), 1.0),
+    "rows at places": lambda x: written(x, (slice(None), slice(None), torch.tensor([0, 2])), x[:, :, [1, 3]]),
+    "numbers where a mask says": lambda x: written(x, x < 0, 0.0),
+    "scatter along places": lambda x: (
+        x.flatten(2).scatter(2, x.flatten(2).argsort(-1), x.flatten(2)).view_as(x)
+    ),
+    "index_reduce": lambda x: x.new_zeros(2, x.shape[1], 4, 8).index_reduce(
+        2, torch.arange(8) % 4, x, "amax"
+    ),
+    "index_copy": lambda x: x.index_copy(2, torch.tensor([0, 1]), x[:, :, 2:4]),
+    "take_along_dim": lambda x: torch.take_along_dim(x, x.argsort(2), 2),
+    "bucketize": lambda x: x + torch.bucketize(x.detach(), torch.linspace(-1, 1, 5, dtype=x.dtype)),
+    "searchsorted": lambda x: x + torch.searchsorted(torch.linspace(-1, 1, 5, dtype=x.dtype), x.contiguous()),
+    "diagonal": lambda x: x * x.diagonal(dim1=2, dim2=3)[..., None],
+    "diagonal beside the main one": lambda x: x[..., 1:] * x.diagonal(1, 2, 3)[..., None, :],
+    "diag_embed": lambda x: x + torch.diag_embed(x[..., 0]),
+    "kronecker product": lambda x: torch.kron(x, torch.ones(1, 2, 1, 1, dtype=x.dtype)),
+    "norm of matrices": lambda x: x / torch.linalg.matrix_norm(x)[..., None, None],
+    "affine_grid by shape": lambda x: F.grid_sample(x, grid(x, x.shape), align_corners=False),
+    "lists item by item": lambda x: torch._foreach_add([x, x[:, :, :4]], [x * 2, x[:, :, :4]])[0],
+    "lists in place": lambda x: doubled([x.clone(), x.clone()]),
+    "fftshift": lambda x: torch.fft.ifft2(torch.fft.fftshift(torch.fft.fft2(x), (2, 3))).real,
+    "angles": lambda x: torch.complex(x, x).angle() + torch.complex(x, x).abs(),
+    "argmax as one_hot over places": lambda x: x * F.one_hot(x.flatten(2).argmax(-1), 64).view(2, -1, 8, 8),
 }
+
+
+def written(x: Tensor, index: Any, values: Any) -> Tensor:
+    x = x.clone()
+    x[index] = values
+    return x
+
+
+def grid(x: Tensor, size: torch.Size) -> Tensor:
+    return F.affine_grid(
+        torch.eye(2, 3, dtype=x.dtype)[None].expand(2, -1, -1), list(size), align_corners=False
+    )
+
+
+def doubled(tensors: list[Tensor]) -> Tensor:
+    torch._foreach_mul_(tensors, 2.0)
+    torch._foreach_add_(tensors, [torch.ones_like(one) for one in tensors])
+    return tensors[0] + tensors[1]
+
 
 # Maps that tie the channels to their positions or their number: the cut is refused, and says why.
 OPAQUE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -99,6 +143,9 @@ OPAQUE: dict[str, Callable[[Tensor], Tensor]] = {
     "number of channels": lambda x: x * float(x.shape[1]) ** -0.5,
     "tags lost in int()": lambda x: x.reshape(int(x.shape[0]), int(x.shape[1]), -1).view_as(x),
     "pooling across channels": lambda x: F.avg_pool3d(x[:, None], (3, 1, 1), 1, (1, 0, 0))[:, 0],
+    "square matrices of channels": lambda x: x * torch.linalg.det(x[:, :, 0])[:, None, None, None],
+    "numpy": lambda x: torch.from_numpy(x.detach().numpy() * 2),
+    "lists of numbers": lambda x: torch.tensor(x.tolist(), dtype=x.dtype),
     "argmax over channels": lambda x: x * x.argmax(1, keepdim=True),
 }
 
