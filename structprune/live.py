@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from structprune.replay import Cut, Replay
-from structprune.rules import Site
+from structprune.rules import Call, Site
 from structprune.rules.context import Dims, iter_tensors
 from structprune.tracer import Tracer
 
@@ -32,6 +32,13 @@ class LiveReplay(Replay):
 
     def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return Tracer.function(self, function, args, kwargs)
+
+    def judge(self, rule: Any, call: Call) -> None:
+        for (
+            leaf
+        ) in self.cut:  # what a way of its own would have frozen is cut all the same, and must be masked
+            leaf.frozen = None
+        super().judge(rule, call)
 
     def execute(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         schema = getattr(operation, "_schema", None)

@@ -25,7 +25,7 @@ __all__ = ["LAYOUT", "OtherOperations", "Replay", "noise"]
 
 Cut = Mapping[Atom, np.ndarray]
 _DRAWN = 10_007
-LAYOUT = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous"))
+LAYOUT = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous", "detach", "alias"))
 """Operations that only settle how a tensor lies in memory: what is masked lies otherwise, so they are not counted."""
 
 

@@ -149,3 +149,25 @@ def test_the_masked_original_goes_its_own_way() -> None:
     assert (
         float(model.head(model.stem(x)).sum()) > 0 > float(small.get_submodule("head")(small.stem(x)).sum())
     )
+
+
+def test_axes_that_only_the_proof_would_freeze_are_masked() -> None:
+    """On real tensors torch takes other steps, and a sibling that was not reached freezes what it shares."""
+    torch.manual_seed(0)
+
+    class Added(nn.Module):
+        def __init__(self, used: bool) -> None:
+            super().__init__()
+            self.table, self.used = nn.Parameter(torch.randn(1, 4, 8)), used
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.table if self.used else x + F.one_hot(torch.arange(4), 4).sum(-1, keepdim=True)
+
+    model = nn.Sequential(
+        nn.Linear(6, 8), Added(True), Added(False), nn.Linear(8, 8), nn.MaxPool1d(2), nn.Linear(4, 3)
+    )
+    x = torch.randn(2, 4, 6)
+    with pytest.warns(UserWarning, match="not reached by this forward"):
+        result = sp.prune(model, x, sp.Budget(macs=0.6))
+    assert result.model.get_submodule("0").out_features < 8
+    assert result.report.verify is not None
