@@ -1,7 +1,7 @@
 """structprune: smaller PyTorch networks, proven to compute what was promised."""
 
-from structprune.assembly import trace
 from structprune.empty_weights import empty_weights
+from structprune.engines import trace
 from structprune.errors import (
     BudgetError,
     ExportError,

@@ -38,7 +38,11 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
 
 def assemble(run: Run, model: nn.Module) -> DependencyGraph:
     """Return the graph of a traced run."""
-    settled = settle_run(run)
+    return graph_of(run, settle_run(run), model)
+
+
+def graph_of(run: Run, settled: Settlement, model: nn.Module) -> DependencyGraph:
+    """Return the graph of a run whose axes are final."""
     parameters = frozenset(name for name, _ in model.named_parameters())
     present = getattr(model, REMAINING, {})
     return DependencyGraph(_groups(run, settled), run, settled, fingerprint(model), parameters, present)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from structprune import axes
-from structprune.axes import Atom, Expr, Prod, Sum
+from structprune.axes import Atom, Expr, Prod, Sum, Table
 
 __all__ = ["Polynomial", "compile_products"]
 
@@ -78,6 +78,8 @@ def _expand(expr: Expr, variables: Mapping[Atom, int], known: dict[int, tuple[Ex
         terms = {(): 1.0}
         for item in expr.factors:
             terms = _times(terms, _expand(axes.normal(item), variables, known))
+    elif isinstance(expr, Table):
+        terms = _expand(axes.normal(expr.extent), variables, known)
     else:
         terms = {(): float(expr.size)}
     known[id(expr)] = (expr, terms)

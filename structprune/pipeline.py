@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from structprune.assembly import trace
+from structprune.engines import trace
 from structprune.errors import InputError
 from structprune.graph import DependencyGraph
 from structprune.importance import score
@@ -82,14 +82,16 @@ def prune(
     seed: int | None = None,
     inplace: bool = False,
     verify: bool = True,
+    engine: str = "structprune",
+    engine_options: Mapping[str, Any] | None = None,
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
 
     ``budget`` is a share of the original network's channels, params or MACs: of ``model``'s own, or, for a model
     that was pruned before, of the one it began as. ``keep`` and ``only`` take layer or group names, globs and
     modules. ``seed`` is for ``criterion="random"``. ``verify=False`` skips the proof; with ``inplace=True`` the
-    model itself is cut, once the proof holds. Raises BudgetError, with the reachable range, TraceError and
-    VerificationError; the model given is then as it was.
+    model itself is cut, once the proof holds. ``engine`` and ``engine_options`` are those of `trace`. Raises
+    BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as it was.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -100,7 +102,7 @@ def prune(
     if not isinstance(budget, Budget):
         raise InputError(f"budget is {budget!r}; write for example Budget(macs=0.5)")
     example_inputs = normalize_inputs(example_inputs)
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, engine, engine_options)
     if graph.unused:
         warnings.warn(_unused(graph.unused), stacklevel=2)
     options: dict[str, Any] = {} if seed is None else {"seed": seed}

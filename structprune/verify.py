@@ -100,6 +100,9 @@ _PRECISIONS = (_Precision(torch.float64, 1e-9), _Precision(torch.float32, 1e-4),
 _SINGLE = 1e-5  # in float64, where the network itself computes something in float32
 
 
+_REPORT = "Nothing that must stay is cut, so this is an error in structprune: please report it. "
+
+
 class _OriginalFails(Exception):
     """The original does not run in this precision."""
 
@@ -127,7 +130,8 @@ def _prove(
     if not noise_error <= tolerance:
         raise VerificationError(
             f"the network listens to removed channels: two fillings of them differ by {noise_error:.1e} relative, "
-            f"first in {proof.first_difference_of_noises(tolerance)}. The model given is untouched; please report it."
+            f"first in {proof.first_difference_of_noises(tolerance)}. {proof.cut_though_frozen() or _REPORT}"
+            "The model given is untouched."
         )
     max_error = largest_error(first, _outputs_of(small, inputs))
     if not max_error <= tolerance and proof.is_random(first, tolerance):
@@ -139,7 +143,7 @@ def _prove(
         raise VerificationError(
             f"the pruned network differs from the masked original by {max_error:.1e} relative "
             f"(allowed: {tolerance:.0e}), first in {proof.first_difference(small, tolerance)}. "
-            "The model given is untouched."
+            f"{proof.cut_though_frozen()}The model given is untouched."
         )
     return VerifyReport(max_error, noise_error, tolerance, _changes(proof.run, proof.cut))
 
@@ -186,6 +190,17 @@ class _Proof:
                 f"{replay.context.index} operations, where the trace had {len(self.operations)}"
             )
         return output_tensors(run.kept)
+
+    def cut_though_frozen(self) -> str:
+        """Return a sentence about something that the plan cuts though the trace says that it must stay, or nothing."""
+        for name, dims in self.run.named.items():
+            for number, dim in enumerate(dims):
+                for leaf in axes.leaves(dim):
+                    if leaf in self.cut and leaf.frozen is not None:
+                        return (
+                            f"The plan cuts dimension {number} of {name!r}, which must stay: {leaf.frozen}. "
+                        )
+        return ""
 
     def is_random(self, first: list[torch.Tensor], tolerance: float) -> bool:
         """Return whether the masked original gives other outputs under another seed of torch's random numbers."""

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -85,6 +87,21 @@ class Prod(Expr):
         self.size = math.prod(factor.size for factor in factors)
 
 
+class Table(Expr):
+    """A dimension written down position by position: what an engine found that knows nothing of products and sums.
+
+    ``parts`` are atoms, each with the index it has at every position (int64 ``[size]``, -1: no say); ``extent`` is a
+    dimension of the same size under every choice. A table is made once all atoms are final, and is never unified.
+    """
+
+    __slots__ = ("extent", "parts")
+
+    def __init__(self, parts: tuple[tuple[Atom, np.ndarray], ...], extent: Expr) -> None:
+        self.parts = parts
+        self.extent = extent
+        self.size = extent.size
+
+
 _UNIT = Const(1)
 
 
@@ -158,6 +175,8 @@ def leaves(expr: Expr) -> Iterator[Atom]:
     elif isinstance(expr, Prod):
         for item in expr.factors:
             yield from leaves(item)
+    elif isinstance(expr, Table):
+        yield from (leaf for leaf, _ in expr.parts)
 
 
 def freeze(expr: Expr, why: Frozen) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from structprune.axes.expressions import Atom, Const, Expr, Prod, Sum, normal
+from structprune.axes.expressions import Atom, Const, Expr, Prod, Sum, Table, normal
 
 
 def members(expr: Expr) -> list[tuple[Atom, np.ndarray]]:
@@ -17,6 +17,8 @@ def members(expr: Expr) -> list[tuple[Atom, np.ndarray]]:
         return []
     if isinstance(expr, Atom):
         return [(expr, np.arange(expr.size, dtype=np.int64))]
+    if isinstance(expr, Table):
+        return list(expr.parts)
     found: list[tuple[Atom, np.ndarray]] = []
     if isinstance(expr, Sum):
         start = 0
@@ -46,11 +48,16 @@ def size_under(expr: Expr, counts: Mapping[Atom, int]) -> int:
         return sum(size_under(part, counts) for part in expr.parts)
     if isinstance(expr, Prod):
         return math.prod(size_under(item, counts) for item in expr.factors)
+    if isinstance(expr, Table):
+        return size_under(expr.extent, counts)
     return expr.size
 
 
 def show(expr: Expr, names: Mapping[Atom, str] | None = None) -> str:
-    """Return ``expr`` einops-like: ``[a b]`` a product, ``(a + b)`` a concatenation, numbers for constants."""
+    """Return ``expr`` einops-like: ``[a b]`` a product, ``(a + b)`` a concatenation, numbers for constants.
+
+    ``{a + 2}`` is a table: how many positions go with what, not which.
+    """
     expr = normal(expr)
     if isinstance(expr, Atom):
         return (names or {}).get(expr) or f"a{expr.uid}"
@@ -58,4 +65,6 @@ def show(expr: Expr, names: Mapping[Atom, str] | None = None) -> str:
         return "(" + " + ".join(show(part, names) for part in expr.parts) + ")"
     if isinstance(expr, Prod):
         return "[" + " ".join(show(item, names) for item in expr.factors) + "]"
+    if isinstance(expr, Table):
+        return "{" + show(expr.extent, names) + "}"
     return str(expr.size)

@@ -11,6 +11,7 @@ import structprune as sp
 from structprune.cli.models import build_model
 from structprune.cli.options import (
     DebugOption,
+    EngineOption,
     FolderOption,
     InputOption,
     JsonOption,
@@ -27,6 +28,7 @@ def inspect(
     model: ModelArgument,
     inputs: InputOption,
     folder: FolderOption = None,
+    engine: EngineOption = "structprune",
     types: Annotated[
         bool, typer.Option("--types", help="Print each tensor's inferred type as well.")
     ] = False,
@@ -41,7 +43,7 @@ def inspect(
             network = build_model(model, folder, seed)
             example = sp.parse_inputs(inputs, seed)
             step("tracing")
-            graph = sp.trace(network, example)
+            graph = sp.trace(network, example, engine)
             step("counting with fvcore")
             figure = fvcore_figure(network, example)
         if types:

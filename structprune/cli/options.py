@@ -13,6 +13,7 @@ __all__ = [
     "ChannelsOption",
     "CriterionOption",
     "DebugOption",
+    "EngineOption",
     "FolderOption",
     "InputOption",
     "JsonOption",
@@ -55,6 +56,9 @@ FolderOption = Annotated[
         help="Take the pruned network that `prune --out` saved here; MODEL builds the original.",
         show_default=False,
     ),
+]
+EngineOption = Annotated[
+    str, typer.Option(help="Who says which channels belong together: structprune or torch-pruning.")
 ]
 OutOption = Annotated[
     Path | None,

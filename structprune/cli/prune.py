@@ -15,6 +15,7 @@ from structprune.cli.options import (
     ChannelsOption,
     CriterionOption,
     DebugOption,
+    EngineOption,
     InputOption,
     JsonOption,
     KeepOption,
@@ -46,6 +47,7 @@ def prune(
     multiple_of: MultipleOption = 1,
     keep: KeepOption = None,
     only: OnlyOption = None,
+    engine: EngineOption = "structprune",
     verify: Annotated[bool, typer.Option(help="Prove the result against the masked original.")] = True,
     folder: Annotated[
         Path | None,
@@ -81,6 +83,7 @@ def prune(
                 only=only or (),
                 seed=seed if criterion == "random" else None,
                 verify=verify,
+                engine=engine,
             )
             step("counting")
             sizes = network_size(original, example), network_size(result.model, example)
