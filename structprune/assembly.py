@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from structprune import axes
 from structprune.axes import Atom, Expr, Frozen, Prod, Sum
 from structprune.constraints import Settlement, settle
+from structprune.cutting import partner, places
 from structprune.graph import ChannelGroup, DependencyGraph, Member
 from structprune.plan import REMAINING
+from structprune.ragged import outer_axes
 from structprune.tensors import fingerprint
 from structprune.trace import Run, run_traced
 from structprune.wrappers import refuse_wrapped
@@ -82,14 +86,16 @@ def _leaves(exprs: Iterable[Expr]) -> dict[Atom, None]:
 def _groups(run: Run, settled: Settlement) -> tuple[ChannelGroup, ...]:
     found: dict[Atom, list[Member]] = {}
     known: dict[int, tuple[Expr, Any]] = {}
+    outer = outer_axes(run)
     for name, dims in run.named.items():
         for number, raw in enumerate(dims):
             expr = axes.normal(raw)
             if id(expr) not in known:
                 known[id(expr)] = (expr, axes.members(expr))
             role = "kernel" if _is_kernel(expr) else run.context.roles.get(id(raw), "affine")
-            for leaf, index in known[id(expr)][1] if role != "kernel" else ():
-                found.setdefault(leaf, []).append(Member(name, number, index, role))
+            for n, (leaf, index) in enumerate(known[id(expr)][1] if role != "kernel" else ()):
+                beside = _outer(dims, number, n, outer[leaf]) if leaf in outer else ()
+                found.setdefault(leaf, []).append(Member(name, number, index, role, beside))
     names = _names(found)
     classes = settled.classes()
     secondary = _secondary(expr for expr, _ in known.values())
@@ -103,9 +109,23 @@ def _groups(run: Run, settled: Settlement) -> tuple[ChannelGroup, ...]:
             ties.setdefault(classes.get(leaf, leaf), len(ties)),
             leaf not in secondary,
             leaf,
+            tuple(names[other] for other in outer.get(leaf, ())),
+            math.prod(other.size for other in outer.get(leaf, ())),
         )
         for leaf, members in found.items()
     )
+
+
+def _outer(
+    dims: Sequence[Expr], dim: int, number: int, outer: Sequence[Atom]
+) -> tuple[tuple[int, np.ndarray], ...]:
+    """Return where the axes ``outer`` of the atom ``number`` of a dimension lie, and their index at each position."""
+    found = places(dims)
+    atoms = [n for n, place in enumerate(found) if isinstance(place.leaf, Atom)]
+    own = [n for n in atoms if found[n].dim == dim][number]
+    at = (partner(found, own, leaf) for leaf in outer)
+    index = dict(zip(atoms, (index for one in dims for _, index in axes.members(one)), strict=True))
+    return tuple((found[n].dim, index[n]) for n in at if n is not None)
 
 
 def _is_kernel(expr: Expr) -> bool:

@@ -11,11 +11,13 @@ import numpy as np
 
 from structprune import axes
 from structprune.axes import Atom, Expr, Frozen
+from structprune.choices import checked, cut_of, group_plan, kept_count, kept_of
 from structprune.constraints import Settlement, involved
 from structprune.cost import Polynomial, compile_products
+from structprune.cutting import count_of
 from structprune.errors import PlanError
 from structprune.nodes import Attribute, Node
-from structprune.plan import AttributeEdit, Budget, GroupPlan, PruningPlan
+from structprune.plan import AttributeEdit, Budget, Keep, PruningPlan
 from structprune.trace import Run
 
 __all__ = ["ChannelGroup", "DependencyGraph", "Frozen", "Layer", "Member", "Violation"]
@@ -30,13 +32,15 @@ class Member:
 
     ``index`` (int64, ``[size of the dimension]``) is the channel of the group at each position, -1 where it has no say.
     ``role`` is ``"out"`` where the layer produces the channels, ``"in"`` where it contracts them away, else
-    ``"affine"``.
+    ``"affine"``. ``outer`` has, for each group of the group's ``by``, the dimension of the same tensor that it lies in
+    and its index at each position there.
     """
 
     tensor: str
     dim: int
     index: np.ndarray
     role: str
+    outer: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,8 @@ class ChannelGroup:
 
     ``frozen`` says why they must stay (None: free). Groups of the same ``tie`` keep the same number of channels. A
     group that is not ``primary`` is one factor of a dimension (heads x head width) whose other factor is cut by
-    default.
+    default. ``by`` names the groups in each of whose channels this one may keep its own, equal in number: heads for a
+    head width, the groups of a convolution for the channels in each; ``rows`` is how many such choices there are.
     """
 
     name: str
@@ -55,6 +60,8 @@ class ChannelGroup:
     tie: int
     primary: bool
     atom: Atom = field(repr=False)
+    by: tuple[str, ...] = ()
+    rows: int = 1
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -185,7 +192,7 @@ class DependencyGraph:
 
     def plan(
         self,
-        keep: Mapping[str, Sequence[int]],
+        keep: Mapping[str, Keep],
         *,
         budget: Budget | None = None,
         criterion: str = "",
@@ -193,29 +200,22 @@ class DependencyGraph:
     ) -> PruningPlan:
         """Return the plan that keeps the channels ``keep`` of each named group, and all of the others.
 
-        Raises PlanError for an unknown or frozen group, an index out of range, unequal counts in a tie, or a comparison
-        in the user's code that would turn out otherwise.
+        A group that has ``by`` takes either channels for all, or nested sequences with the channels for each channel of
+        those groups, equal in number. Raises PlanError for an unknown or frozen group, an index out of range, unequal
+        counts in a tie, or a comparison in the user's code that would turn out otherwise.
         """
-        kept = {group.name: np.arange(group.size) for group in self.groups}
         known = {group.name: group for group in self.groups}
-        for name, indices in keep.items():
-            kept[name] = _checked(known, name, indices)
-        counts = np.array([len(kept[group.name]) for group in self.groups], dtype=np.int64)
+        kept = {name: checked(known, name, indices) for name, indices in keep.items()}
+        counts = np.array([kept_count(kept.get(g.name), g.size) for g in self.groups], dtype=np.int64)
         self._check(counts)
-        cut = {g.atom: kept[g.name] for g in self.groups if len(kept[g.name]) < g.size}
-        done: dict[int, tuple[Expr, tuple[int, ...] | None]] = {}
-        found = {name: _positions(dims, cut, done) for name, dims in self.run.named.items()}
-        tensors = {name: dims for name, dims in found.items() if dims}
+        cut = cut_of(known, kept)
+        tensors = kept_of(self.run.named, cut)
         return PruningPlan(
             fingerprint=self.fingerprint,
-            groups=tuple(
-                GroupPlan(g.name, g.size, tuple(kept[g.name].tolist()))
-                for g in self.groups
-                if g.frozen is None
-            ),
+            groups=tuple(group_plan(g, kept.get(g.name)) for g in self.groups if g.frozen is None),
             tensors=tensors,
             shapes={name: self.shapes[name] for name in tensors},
-            attributes=self._edits({atom: len(indices) for atom, indices in cut.items()}),
+            attributes=self._edits({atom: count_of(choice) for atom, choice in cut.items()}),
             budget=budget,
             criterion=criterion,
             scope=scope,
@@ -270,47 +270,3 @@ class DependencyGraph:
         from structprune.table import graph_table
 
         return graph_table(self)
-
-
-def _checked(known: Mapping[str, ChannelGroup], name: str, indices: Sequence[int]) -> np.ndarray:
-    if name not in known:
-        raise PlanError(f"no group is named {name!r}; print(graph) lists the names")
-    group = known[name]
-    chosen = np.unique(np.asarray(indices, dtype=np.int64))
-    if len(chosen) != len(indices) or not len(chosen) or chosen[0] < 0 or chosen[-1] >= group.size:
-        raise PlanError(f"group {name!r}: expected distinct channels in [0, {group.size}), at least one")
-    if group.frozen is not None and len(chosen) < group.size:
-        raise PlanError(f"group {name!r} must stay whole: {group.frozen}")
-    return chosen
-
-
-def _positions(
-    dims: Sequence[Expr],
-    cut: Mapping[Atom, np.ndarray],
-    known: dict[int, tuple[Expr, tuple[int, ...] | None]],
-) -> dict[int, tuple[int, ...]]:
-    """Return for each dimension that is cut the positions that stay: where every atom keeps its index."""
-    found: dict[int, tuple[int, ...]] = {}
-    for number, dim in enumerate(dims):
-        dim = axes.normal(dim)
-        if id(dim) not in known:
-            positions = kept_positions(dim, cut)
-            known[id(dim)] = (dim, None if positions is None else tuple(positions.tolist()))
-        kept = known[id(dim)][1]
-        if kept is not None:
-            found[number] = kept
-    return found
-
-
-def kept_positions(dim: Expr, cut: Mapping[Atom, np.ndarray]) -> np.ndarray | None:
-    """Return the positions of ``dim`` that stay (int64), or None where all do."""
-    if not any(leaf in cut for leaf in axes.leaves(dim)):
-        return None
-    stays = np.ones(dim.size, dtype=bool)
-    for leaf, index in axes.members(dim):
-        if leaf in cut:
-            alive = np.zeros(leaf.size + 1, dtype=bool)
-            alive[cut[leaf]] = True
-            alive[-1] = True  # index -1: no say
-            stays &= alive[index]
-    return np.flatnonzero(stays)

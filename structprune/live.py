@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from structprune.replay import Cut, Replay
+from structprune.cutting import Cut
+from structprune.replay import Replay
 from structprune.rules import Call, Site
 from structprune.rules.context import Dims, iter_tensors
 from structprune.tracer import Tracer

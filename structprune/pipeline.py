@@ -84,14 +84,17 @@ def prune(
     verify: bool = True,
     engine: str = "structprune",
     engine_options: Mapping[str, Any] | None = None,
+    ragged: bool = True,
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
 
     ``budget`` is a share of the original network's channels, params or MACs: of ``model``'s own, or, for a model
     that was pruned before, of the one it began as. ``keep`` and ``only`` take layer or group names, globs and
     modules. ``seed`` is for ``criterion="random"``. ``verify=False`` skips the proof; with ``inplace=True`` the
-    model itself is cut, once the proof holds. ``engine`` and ``engine_options`` are those of `trace`. Raises
-    BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as it was.
+    model itself is cut, once the proof holds. Each head and each group of a convolution keeps its own channels, as
+    many in all of them; with ``ragged=False`` the same in all. ``engine`` and ``engine_options`` are those of
+    `trace`. Raises BudgetError, with the reachable range, TraceError and VerificationError; the model given is then
+    as it was.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -118,6 +121,7 @@ def prune(
         module_names(model, keep),
         module_names(model, only),
         criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
+        ragged=ragged,
     )
     small = apply_plan(model, plan)
     proof = _verify(model, small, plan, example_inputs) if verify else None
@@ -130,7 +134,7 @@ _verify = verify
 
 def _report(graph: DependencyGraph, plan: PruningPlan, proof: VerifyReport | None) -> PruneReport:
     before = graph.sizes()
-    kept = {group.name: len(group.keep) for group in plan.groups}
+    kept = {group.name: group.count for group in plan.groups}
     after = np.array([kept.get(group.name, group.size) for group in graph.groups], dtype=np.int64)
     return PruneReport(
         params_before=round(graph.price("params", before)),

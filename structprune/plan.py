@@ -13,18 +13,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from structprune import plan_json
 from structprune.errors import InputError, PlanError
+from structprune.kept import ByRow, Keep, Kept, checked_positions, kept_from_index, new_shape, require_rows
 
 __all__ = [
     "REMAINING",
     "AttributeEdit",
     "Budget",
+    "ByRow",
     "GroupPlan",
+    "Keep",
+    "Kept",
     "PruningPlan",
+    "kept_from_index",
     "plan_digest",
     "plans_from_json",
     "plans_to_json",
@@ -74,14 +80,35 @@ class Budget:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """The channels of one group that stay: sorted, unique indices below `size`; else raises PlanError."""
+    """The channels of one group that stay: sorted, unique indices below `size`; else raises PlanError.
+
+    With `by`, the names of other groups, `keep` holds one such tuple for each channel that those groups have together
+    before the cut (row-major, in the order of `by`), all of one length: each head keeps its own.
+    """
 
     name: str
     size: int
-    keep: tuple[int, ...]
+    keep: tuple[int, ...] | tuple[tuple[int, ...], ...]
+    by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", _checked(self.keep, self.size, f"group {self.name!r}"))
+        object.__setattr__(self, "by", tuple(self.by))
+        object.__setattr__(self, "keep", self._rows() if self.by else self._checked(self.keep))
+
+    @property
+    def count(self) -> int:
+        """How many channels stay (with `by`: in each of those groups' channels)."""
+        first = self.keep[0]
+        return len(first) if isinstance(first, tuple) else len(self.keep)
+
+    def _rows(self) -> tuple[tuple[int, ...], ...]:
+        rows = tuple(self._checked(row) for row in self.keep)
+        if len({len(row) for row in rows}) != 1:
+            raise PlanError(f"group {self.name!r}: expected rows of one length, got {str(self.keep)[:80]}")
+        return rows
+
+    def _checked(self, keep: Any) -> tuple[int, ...]:
+        return checked_positions(keep, self.size, f"group {self.name!r}")
 
 
 @dataclass(frozen=True)
@@ -116,15 +143,15 @@ class PruningPlan:
     """What stays of a model: kept positions per tensor dimension, attribute edits, and how they were chosen.
 
     `fingerprint` names the model the plan belongs to (`structprune.tensors.fingerprint`). `tensors` maps
-    tensor name -> dim -> kept positions (sorted; an absent dim stays whole) and `shapes` gives the original
-    shape of each of these tensors. `remaining` says which share of the network that was never
+    tensor name -> dim -> kept positions (sorted, or a `ByRow`; an absent dim stays whole) and `shapes` gives the
+    original shape of each of these tensors. `remaining` says which share of the network that was never
     pruned is left in "macs", "params" and "channels", so that later budgets stay absolute to it.
     Raises PlanError where the parts contradict each other.
     """
 
     fingerprint: str
     groups: tuple[GroupPlan, ...]
-    tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
+    tensors: Mapping[str, Mapping[int, Kept]]
     shapes: Mapping[str, tuple[int, ...]]
     attributes: tuple[AttributeEdit, ...]
     budget: Budget | None = None
@@ -139,11 +166,13 @@ class PruningPlan:
             odd = sorted(self.tensors.keys() ^ self.shapes.keys())[:5]
             raise PlanError(f"tensors and shapes must name the same tensors; only one of them has {odd}")
         shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
-        done: dict[tuple[int, int], tuple[int, ...]] = {}
+        done: dict[tuple[int, int], Kept] = {}
         tensors = {
             name: {dim: _kept(keep, shapes[name], dim, name, done) for dim, keep in sorted(dims.items())}
             for name, dims in self.tensors.items()
         }
+        for name, dims in tensors.items():
+            require_rows(name, dims, shapes[name])
         for mapped, value in (("shapes", shapes), ("tensors", tensors)):
             object.__setattr__(self, mapped, value)
         for listed in ("groups", "attributes"):
@@ -154,8 +183,20 @@ class PruningPlan:
 
     def new_shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of a tensor of `tensors` after the cut."""
-        dims = self.tensors[tensor]
-        return tuple(len(dims[dim]) if dim in dims else size for dim, size in enumerate(self.shapes[tensor]))
+        return new_shape(self.tensors[tensor], self.shapes[tensor])
+
+    def index(self, tensor: str) -> dict[int, np.ndarray]:
+        """The old position at each new one of every dim of a tensor that is cut (int64).
+
+        An array of one dim holds for the whole tensor. One of as many dims as the tensor has the new sizes where it
+        depends on a dim, and ones elsewhere. A tensor that is not cut has none.
+        """
+        dims, shape = self.tensors.get(tensor, {}), self.shapes.get(tensor, ())
+        new = new_shape(dims, shape)
+        return {
+            dim: keep.index(dim, new) if isinstance(keep, ByRow) else np.asarray(keep, dtype=np.int64)
+            for dim, keep in dims.items()
+        }
 
     def to_json(self) -> str:
         """The plan as JSON text, the same for equal plans; kept positions as ranges [[start, stop], ...]."""
@@ -192,17 +233,22 @@ def plan_digest(plans: Sequence[PruningPlan]) -> str:
 
 
 def _plan(record: plan_json.PlanRecord, expand: plan_json.Expander) -> PruningPlan:
-    tensors: dict[str, dict[int, tuple[int, ...]]] = {}
+    tensors: dict[str, dict[int, Kept]] = {}
     for name, tensor in record.tensors.items():
         tensors[name] = {}
         for dim, ranges in tensor.keep.items():
             size = _size(tuple(tensor.shape), int(dim), name)
             tensors[name][int(dim)] = expand(ranges, size, f"tensor {name!r} dim {dim}")
+        for dim, rows in tensor.by_row.items():
+            what = f"tensor {name!r} dim {dim}"
+            if int(dim) in tensors[name]:
+                raise PlanError(f"{what}: what stays is said twice")
+            size = _size(tuple(tensor.shape), int(dim), name)
+            lists = tuple(expand(ranges, size, what, ordered=False) for ranges in rows.rows)
+            tensors[name][int(dim)] = ByRow(tuple(rows.by), lists, expand.runs(rows.row, what))
     return PruningPlan(
         fingerprint=record.fingerprint,
-        groups=tuple(
-            GroupPlan(g.name, g.size, expand(g.keep, g.size, f"group {g.name!r}")) for g in record.groups
-        ),
+        groups=tuple(_group(group, expand) for group in record.groups),
         tensors=tensors,
         shapes={name: tuple(tensor.shape) for name, tensor in record.tensors.items()},
         attributes=tuple(AttributeEdit(e.module, tuple(e.path), e.old, e.new) for e in record.attributes),
@@ -213,21 +259,45 @@ def _plan(record: plan_json.PlanRecord, expand: plan_json.Expander) -> PruningPl
     )
 
 
+def _group(group: plan_json.GroupRecord, expand: plan_json.Expander) -> GroupPlan:
+    what = f"group {group.name!r}"
+    if not group.by:
+        return GroupPlan(group.name, group.size, expand(group.keep, group.size, what))
+    rows = tuple(expand(row, group.size, what) for row in group.rows)
+    return GroupPlan(group.name, group.size, rows, tuple(group.by))
+
+
 def _record(plan: PruningPlan) -> dict[str, object]:
-    ranges = plan_json.ranges
     return {
         "fingerprint": plan.fingerprint,
-        "groups": [{"name": g.name, "size": g.size, "keep": ranges(g.keep)} for g in plan.groups],
-        "tensors": {
-            name: {"shape": plan.shapes[name], "keep": {str(dim): ranges(keep) for dim, keep in dims.items()}}
-            for name, dims in plan.tensors.items()
-        },
+        "groups": [_group_record(group) for group in plan.groups],
+        "tensors": {name: _tensor_record(plan.shapes[name], dims) for name, dims in plan.tensors.items()},
         "attributes": [vars(edit) for edit in plan.attributes],
         "budget": {plan.budget.quantity: plan.budget.fraction} if plan.budget else None,
         "criterion": plan.criterion,
         "scope": plan.scope,
         "remaining": dict(plan.remaining),
     }
+
+
+def _group_record(group: GroupPlan) -> dict[str, object]:
+    ranges = plan_json.ranges
+    if group.by:
+        rows = [ranges(row) for row in group.keep]  # type: ignore[arg-type]
+        return {"name": group.name, "size": group.size, "keep": [], "by": group.by, "rows": rows}
+    return {"name": group.name, "size": group.size, "keep": ranges(group.keep)}  # type: ignore[arg-type]
+
+
+def _tensor_record(shape: tuple[int, ...], dims: Mapping[int, Kept]) -> dict[str, object]:
+    ranges = plan_json.ranges
+    plain = {str(dim): ranges(keep) for dim, keep in dims.items() if not isinstance(keep, ByRow)}
+    by_row = {
+        str(dim): {"by": keep.by, "rows": [ranges(row) for row in keep.rows], "row": plan_json.runs(keep.row)}
+        for dim, keep in dims.items()
+        if isinstance(keep, ByRow)
+    }
+    record: dict[str, object] = {"shape": shape, "keep": plain}
+    return record | {"by_row": by_row} if by_row else record
 
 
 def _shares(remaining: Mapping[str, float]) -> dict[str, float]:
@@ -239,17 +309,14 @@ def _shares(remaining: Mapping[str, float]) -> dict[str, float]:
     return {name: float(share) for name, share in remaining.items()}
 
 
-def _kept(
-    keep: Sequence[int],
-    shape: tuple[int, ...],
-    dim: int,
-    name: str,
-    done: dict[tuple[int, int], tuple[int, ...]],
-) -> tuple[int, ...]:
+def _kept(keep: Kept, shape: tuple[int, ...], dim: int, name: str, done: dict[tuple[int, int], Kept]) -> Kept:
     size = _size(shape, dim, name)
     key = (id(keep), size)  # one list serves many tensors: it is checked once, and stays one object
     if key not in done:
-        done[key] = _checked(keep, size, f"tensor {name!r} dim {dim}")
+        what = f"tensor {name!r} dim {dim}"
+        done[key] = (
+            keep.checked(size, what) if isinstance(keep, ByRow) else checked_positions(keep, size, what)
+        )
     return done[key]
 
 
@@ -259,19 +326,6 @@ def _size(shape: tuple[int, ...], dim: int, name: str) -> int:
             f"tensor {name!r}: dim {dim} is not one of the {len(shape)} dims of shape {list(shape)}"
         )
     return shape[dim]
-
-
-def _checked(keep: Sequence[int], size: int, what: str) -> tuple[int, ...]:
-    positions = np.asarray(keep)
-    if positions.ndim != 1 or positions.size == 0 or positions.dtype.kind not in "iu":
-        raise PlanError(f"{what}: expected one or more integer positions to keep, got {str(keep)[:80]}")
-    if positions[0] < 0 or positions[-1] >= size:
-        raise PlanError(f"{what}: positions {positions[0]}..{positions[-1]} leave the {size} that there are")
-    if (positions[1:] <= positions[:-1]).any():
-        raise PlanError(f"{what}: positions must be sorted and unique, got {str(keep)[:80]}")
-    if isinstance(keep, tuple) and set(map(type, keep)) == {int}:
-        return keep
-    return tuple(positions.tolist())
 
 
 def _require_unique(kind: str, names: Sequence[str]) -> None:

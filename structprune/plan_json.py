@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Annotated
 
 import numpy as np
@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from structprune.errors import PlanError
 
-__all__ = ["Expander", "PlanRecord", "digest", "ranges", "read", "write"]
+__all__ = ["Expander", "GroupRecord", "PlanRecord", "digest", "ranges", "read", "runs", "write"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READ_VERSIONS = (1, 2)  # version 1 has no choices by row, and is otherwise the same
 MAX_POSITIONS = 2**23  # of all distinct kept lists of one text together: about 300 MB once expanded
 
 
@@ -31,11 +32,23 @@ class GroupRecord(_Record):
     name: str
     size: int
     keep: Ranges
+    by: list[str] = []
+    rows: list[Ranges] = []
+
+
+class RowsRecord(_Record):
+    by: list[int]
+    rows: list[Ranges]
+    row: list[tuple[int, int]]
+
+
+Dim = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]?)$")]
 
 
 class TensorRecord(_Record):
     shape: list[int]
-    keep: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]?)$")], Ranges]
+    keep: dict[Dim, Ranges]
+    by_row: dict[Dim, RowsRecord] = {}
 
 
 class EditRecord(_Record):
@@ -74,10 +87,10 @@ def read(text: str | bytes) -> list[PlanRecord]:
     """The plans of a text of this schema version; raises PlanError for any other text."""
     try:
         header = _Header.model_validate_json(text)
-        if header.schema_version != SCHEMA_VERSION:
+        if header.schema_version not in READ_VERSIONS:
             raise PlanError(
                 f"the plan has schema version {header.schema_version} (written by structprune "
-                f"{header.structprune_version[:40]!r}); this structprune reads version {SCHEMA_VERSION}: "
+                f"{header.structprune_version[:40]!r}); this structprune reads versions {READ_VERSIONS}: "
                 "install a structprune that fits, or prune again"
             )
         return _File.model_validate_json(text).plans
@@ -117,6 +130,15 @@ def ranges(keep: Sequence[int]) -> list[list[int]]:
     return [[int(start), int(stop)] for start, stop in zip(starts, stops, strict=True)]
 
 
+def runs(values: Sequence[int]) -> list[list[int]]:
+    """Each value with how often it comes in a row.
+
+    >>> runs((0, 0, 2, 0))
+    [[0, 2], [2, 1], [0, 1]]
+    """
+    return [[value, len(list(same))] for value, same in groupby(values)]
+
+
 class Expander:
     """Turns ranges into positions; equal lists share one tuple, all distinct ones together are bounded."""
 
@@ -124,18 +146,28 @@ class Expander:
         self._known: dict[tuple[tuple[int, int], ...], tuple[int, ...]] = {}
         self._total = 0
 
-    def __call__(self, ranges: Ranges, size: int, what: str) -> tuple[int, ...]:
+    def __call__(self, ranges: Ranges, size: int, what: str, ordered: bool = True) -> tuple[int, ...]:
         """The positions of the ranges within a dimension of `size`; raises PlanError where they leave it."""
         key = tuple(ranges)
         for start, stop in key:
             if not 0 <= start < stop <= size:
                 raise PlanError(f"{what}: range [{start}, {stop}] is empty or leaves 0..{size}")
         for (_, stop), (start, _) in pairwise(key):
-            if start < stop:
+            if ordered and start < stop:
                 raise PlanError(f"{what}: ranges must ascend without overlap; {start} comes after {stop - 1}")
         if key not in self._known:
-            self._total += sum(stop - start for start, stop in key)
-            if self._total > MAX_POSITIONS:
-                raise PlanError(f"{what}: the plan expands to more than {MAX_POSITIONS} positions; refused")
+            self._count(sum(stop - start for start, stop in key), what)
             self._known[key] = tuple(i for start, stop in key for i in range(start, stop))
         return self._known[key]
+
+    def runs(self, runs: Sequence[tuple[int, int]], what: str) -> tuple[int, ...]:
+        """The values of `runs`, each as often as it says."""
+        if any(times < 1 for _, times in runs):
+            raise PlanError(f"{what}: a row is named less than once")
+        self._count(sum(times for _, times in runs), what)
+        return tuple(value for value, times in runs for _ in range(times))
+
+    def _count(self, positions: int, what: str) -> None:
+        self._total += positions
+        if self._total > MAX_POSITIONS:
+            raise PlanError(f"{what}: the plan expands to more than {MAX_POSITIONS} positions; refused")

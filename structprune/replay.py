@@ -10,20 +10,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from structprune import axes
-from structprune.axes import Atom, Expr
+from structprune.axes import Expr
+from structprune.cutting import Cut, count_of, positions
 from structprune.errors import StructpruneError
-from structprune.graph import kept_positions
+from structprune.gathering import put, removed, take
 from structprune.rules import Site, lookup_function
 from structprune.rules.context import Dims, iter_tensors
 from structprune.trace import Tracer
 
 __all__ = ["LAYOUT", "OtherOperations", "Replay", "noise"]
 
-Cut = Mapping[Atom, np.ndarray]
 _DRAWN = 10_007
 LAYOUT = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous", "detach", "alias"))
 """Operations that only settle how a tensor lies in memory: what is masked lies otherwise, so they are not counted."""
@@ -102,21 +101,22 @@ class Replay(Tracer):
         def zero(name: str, value: Any) -> Any:
             if name not in site.axes:
                 return value
+            index = positions(site.arguments[name], cut)
             axis = site.axes[name]
-            kept = kept_positions(site.arguments[name][axis], cut)
-            if kept is None:
+            if axis not in index:
                 return value
-            gone = np.setdiff1d(np.arange(value.shape[axis]), kept)
-            return value.index_fill(axis, torch.as_tensor(gone, device=value.device), 0)
+            shape = index[axis].shape if index[axis].ndim > 1 else ()
+            with_it = {dim: at for dim, at in index.items() if dim == axis or (shape and shape[dim] > 1)}
+            return value.masked_fill(removed(value, with_it), 0)
 
         return _call(operation, names, args, kwargs, zero)
 
     def _kept(self, site: Site, operation: Any, names: Any, args: Any, kwargs: Any) -> Any:
-        counts = {leaf: len(keep) for leaf, keep in self.cut.items()}
+        counts = {leaf: count_of(choice) for leaf, choice in self.cut.items()}
 
         def small(name: str, value: Any) -> Any:
             if name in site.arguments:
-                return self._selected(value, site.arguments[name])
+                return take(value, positions(site.arguments[name], self.cut))
             if name in site.integers:
                 wanted = site.integers[name]
                 if isinstance(wanted, Expr):
@@ -132,21 +132,11 @@ class Replay(Tracer):
             return self._written_back(operation, args, next(wide))
         return type(out)(next(wide) if isinstance(item, torch.Tensor) else item for item in out)
 
-    def _selected(self, tensor: torch.Tensor, dims: Dims) -> torch.Tensor:
-        for axis, dim in enumerate(dims):
-            kept = kept_positions(dim, self.cut)
-            if kept is not None:
-                tensor = tensor.index_select(axis, torch.as_tensor(kept, device=tensor.device))
-        return tensor
-
     def _widened(self, tensor: torch.Tensor, dims: Dims) -> torch.Tensor:
-        for axis, dim in enumerate(dims):
-            kept = kept_positions(dim, self.cut)
-            if kept is not None:
-                shape = [*tensor.shape[:axis], dim.size, *tensor.shape[axis + 1 :]]
-                wide = noise(shape, tensor, self.generator)
-                tensor = wide.index_copy_(axis, torch.as_tensor(kept, device=tensor.device), tensor)
-        return tensor
+        index = positions(dims, self.cut)
+        if not index:
+            return tensor
+        return put(noise([dim.size for dim in dims], tensor, self.generator), index, tensor)
 
     def _written_back(self, operation: Any, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
         schema = getattr(operation, "_schema", None)

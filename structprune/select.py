@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structprune.errors import InputError
-from structprune.plan import Budget, PruningPlan
+from structprune.plan import Budget, Keep, PruningPlan
 from structprune.selection.budgeting import Task
 from structprune.selection.comparisons import counts_in_order
 from structprune.selection.contract import GraphLike, GroupLike
@@ -40,6 +40,7 @@ def select(
     normalize: str = "mean",
     original: float | None = None,
     criterion: str = "",
+    ragged: bool = True,
 ) -> PruningPlan:
     """The plan that keeps the most important channels under `budget`.
 
@@ -56,7 +57,9 @@ def select(
     says whether scores are divided by their group's mean before groups are compared; Network Slimming
     compares them raw. `original` is the price of the network that `budget` is a fraction of (default: what
     the graph knows of the network before it was ever pruned, else `graph` itself); for channels, the sum of
-    the free primary groups' sizes. `criterion` is only recorded.
+    the free primary groups' sizes. `criterion` is only recorded. A group that may keep its own channels in each
+    channel of others (each head, each group of a convolution) keeps the best of each, as many in all of them; with
+    `ragged=False` the same in all, by the sum of their scores.
 
     Raises InputError for arguments that are wrong or name nothing, and BudgetError, with the reachable range,
     for a budget that cannot be met.
@@ -66,6 +69,9 @@ def select(
     bounds = Constraints(multiple_of, min_channels, max_pruned, _listed(keep), _listed(only))
     scope = _scope(scope, budget)
     candidates = candidate_groups(graph.groups, bounds)
+    scores = {
+        group.name: _scores_of(group, scores, ragged) for group in (graph.groups[n] for n in candidates)
+    }
     curves = _curves(graph.groups, scores, candidates, normalize)
     units = build_units(graph.groups, curves, candidates, bounds)
     limit = Task(graph, tuple(candidates), units, budget, bounds).limit(scope, original)
@@ -78,15 +84,16 @@ def select(
     return graph.plan(kept, budget=budget, criterion=criterion, scope=scope)
 
 
-def best(scores: NDArray[np.float64], count: int) -> tuple[int, ...]:
-    """The `count` best channels, in channel order; among equal scores the first ones, never more than
-    `count`.
+def best(scores: NDArray[np.float64], count: int) -> Keep:
+    """The `count` best channels (of each row), in channel order; among equal scores the first ones, never more
+    than `count`.
 
     >>> best(np.array([1.0, 2.0, 2.0, 2.0]), 2)
     (1, 2)
     """
-    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[:count]
-    return tuple(np.sort(order).tolist())
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable", axis=-1)[..., :count]
+    chosen = np.sort(order, axis=-1)
+    return tuple(chosen.tolist()) if chosen.ndim == 1 else tuple(map(tuple, chosen.tolist()))
 
 
 def _listed(patterns: str | Iterable[str]) -> tuple[str, ...]:
@@ -104,25 +111,32 @@ def _scope(scope: str | None, budget: Budget) -> str:
 def _curves(
     groups: Sequence[GroupLike], scores: Scores, candidates: Sequence[int], normalize: str
 ) -> dict[int, NDArray[np.float64]]:
-    """The normalised scores of each candidate, best first."""
+    """The normalised scores of each candidate, best first; where rows choose by themselves, summed over the rows."""
     if normalize not in ("mean", "none"):
         raise InputError(f"normalize must be 'mean' or 'none', got {normalize!r}")
     return {
-        position: np.sort(normalised(_scores_of(groups[position], scores), normalize))[::-1]
-        for position in candidates
+        position: normalised(_best_first(scores[groups[position].name]), normalize) for position in candidates
     }
 
 
-def _scores_of(group: GroupLike, scores: Scores) -> NDArray[np.float64]:
+def _best_first(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    ranked = np.sort(scores, axis=-1)[..., ::-1]
+    return ranked if ranked.ndim == 1 else ranked.sum(axis=0)
+
+
+def _scores_of(group: GroupLike, scores: Scores, ragged: bool) -> NDArray[np.float64]:
+    """float64 [size], or [rows, size] where the rows choose by themselves."""
     if group.name not in scores:
         close = get_close_matches(group.name, list(scores), n=3)
         raise InputError(
             f"no scores for group {group.name!r}: score the same graph" + f" (close: {close})" * bool(close)
         )
     values = np.asarray(scores[group.name], dtype=np.float64)
-    if values.shape != (group.size,) or not np.isfinite(values).all():
+    by_row = bool(group.by) and values.shape == (group.rows, group.size)
+    fits = by_row or values.shape == (group.size,)
+    if not fits or not np.isfinite(values).all():
         raise InputError(
             f"scores of group {group.name!r} must be {group.size} finite numbers, got shape {values.shape}"
-            + (" with NaN or infinity" if values.shape == (group.size,) else "")
+            + (" with NaN or infinity" if fits else "")
         )
-    return values
+    return values.sum(axis=0) if by_row and not ragged else values

@@ -30,7 +30,7 @@ from structprune.checkpoint import (
 from structprune.errors import PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_to_json
 from structprune.storage import PLAN, plans_of, stored_slots, sync
-from structprune.surgery import check_plan
+from structprune.surgery import check_plan, cut_tensor
 from structprune.tensors import shapes_fingerprint
 
 __all__ = ["FilesReport", "apply_plan_to_files"]
@@ -87,7 +87,7 @@ def apply_plan_to_files(
     beside = _beside(weights, copy) if Path(source).is_dir() else []
 
     def values(name: str) -> torch.Tensor:
-        return _kept(weights.tensor(name), plan.tensors.get(names[name], {}))
+        return _kept(weights.tensor(name), plan, names[name])
 
     try:
         with _whole_or_absent(Path(os.path.abspath(target))) as folder:
@@ -222,12 +222,9 @@ def _numel(entries: Mapping[str, Entry]) -> int:
     return sum(math.prod(entry.shape) for entry in entries.values())
 
 
-def _kept(values: torch.Tensor, dims: Mapping[int, Sequence[int]]) -> torch.Tensor:
+def _kept(values: torch.Tensor, plan: PruningPlan, name: str) -> torch.Tensor:
     """The kept positions, bit for bit, of any type: not all types can be indexed as what they are."""
-    bits = values.view(_BITS[values.element_size()])
-    for dim in sorted(dims, key=lambda dim: len(dims[dim]) / values.shape[dim]):
-        bits = bits.index_select(dim, torch.tensor(dims[dim]))
-    return bits
+    return cut_tensor(plan, name, values.view(_BITS[values.element_size()]))
 
 
 @contextmanager

@@ -19,14 +19,14 @@ from torch.nn.utils import parametrize
 
 from structprune import edits, layers
 from structprune.errors import PlanError
-from structprune.plan import REMAINING, PruningPlan
+from structprune.gathering import take
+from structprune.plan import REMAINING, Kept, PruningPlan
 from structprune.replica import recompute, replica
 from structprune.tensors import Slot, fingerprint, like, named_tensors, slots
 
-__all__ = ["apply_plan", "check_plan", "replace_tensors"]
+__all__ = ["apply_plan", "check_plan", "cut_tensor", "replace_tensors"]
 
 _Truthful = Mapping[str, frozenset[str]]
-_Indices = dict[tuple[tuple[int, ...], torch.device], torch.Tensor]
 _OTHER_MODEL = "the plan was made for another model: trace and select for this one, or use the one it is for"
 
 
@@ -119,21 +119,34 @@ def _apply_inside(
         raise
 
 
+@torch.no_grad()
+def cut_tensor(plan: PruningPlan, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What the plan leaves of the tensor of this name, in fresh memory, laid out like the old: channels last stays
+    so. A tensor that the plan leaves whole is copied.
+
+    It needs no model, so the tensors of a file can be cut one after the other. Raises PlanError where the plan
+    expects another shape.
+    """
+    shape = plan.shapes.get(name, tuple(tensor.shape))
+    if tuple(tensor.shape) != shape:
+        raise PlanError(f"tensor {name!r} has shape {list(tensor.shape)}, the plan expects {list(shape)}")
+    index = plan.index(name)
+    return take(tensor.detach(), index) if index else tensor.detach().clone()
+
+
 def _new_tensors(tensors: Mapping[str, torch.Tensor], plan: PruningPlan) -> dict[int, torch.Tensor]:
     """id(old tensor) -> its cut copy, or its whole copy where the plan leaves it whole."""
     made: dict[object, torch.Tensor] = {}
-    indices: _Indices = {}
     new = {}
     for name, old in tensors.items():
-        dims = plan.tensors.get(name, {})
-        key = _memory(old, dims)
+        key = _memory(old, plan.tensors.get(name, {}))
         if key not in made:
-            made[key] = _selected(old, dims, indices)
+            made[key] = cut_tensor(plan, name, old)
         new[id(old)] = like(old, made[key].detach())
     return new
 
 
-def _memory(tensor: torch.Tensor, dims: Mapping[int, tuple[int, ...]]) -> object:
+def _memory(tensor: torch.Tensor, dims: Mapping[int, Kept]) -> object:
     """Equal for tensors that are tied by their memory (`a.data = b.data`) and cut alike: they stay tied."""
     if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_meta:
         return id(tensor)
@@ -141,24 +154,6 @@ def _memory(tensor: torch.Tensor, dims: Mapping[int, tuple[int, ...]]) -> object
         return id(tensor)
     place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
     return (*place, tuple(dims.items()))
-
-
-@torch.no_grad()
-def _selected(old: torch.Tensor, dims: Mapping[int, tuple[int, ...]], indices: _Indices) -> torch.Tensor:
-    """The kept positions of a tensor in fresh memory, laid out like the old: channels last stays so."""
-    if not dims:
-        return old.detach().clone()
-    order = list(range(old.ndim))
-    if old.layout == torch.strided:
-        strides = old.stride()
-        order.sort(key=lambda dim: -strides[dim])
-    data = old.detach().permute(order)
-    for dim in sorted(dims, key=lambda dim: len(dims[dim]) / old.shape[dim]):  # the deepest cut leaves least
-        key = (dims[dim], old.device)
-        if key not in indices:
-            indices[key] = torch.tensor(dims[dim], dtype=torch.int64, device=old.device)
-        data = data.index_select(order.index(dim), indices[key])
-    return data.permute([order.index(dim) for dim in range(old.ndim)])
 
 
 def _truthful(model: nn.Module, cut: set[int]) -> _Truthful:

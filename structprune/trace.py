@@ -43,6 +43,7 @@ class Run:
     narrow: bool
     unused: frozenset[str]
     kept: list[Any] = field(default_factory=list)
+    turned: list[Run] = field(default_factory=list)  # the runs with other choices
 
     @property
     def chooses(self) -> bool:
@@ -105,6 +106,7 @@ def _reach(model: nn.Module, args: Any, kwargs: Any, run: Run) -> Run:
             main.ledger.open = False
         before, run.unused = run.unused, run.unused & other.unused
         run.outputs += other.outputs
+        run.turned.append(other)
         if turn and run.unused == before:
             break
     freeze_siblings(model, run.named, run.unused)

@@ -66,10 +66,13 @@ def _forms(call: Call) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One operation as it ran: its layer, and the storages it read and wrote with the written dimensions."""
+    """One operation as it ran: its layer, the dimensions it was given, and the storages it read and wrote with the
+    written dimensions.
+    """
 
     layer: str
     operation: str
+    given: tuple[Dims, ...]
     reads: tuple[int, ...]
     writes: tuple[tuple[int, Dims, int], ...]
 
@@ -169,32 +172,33 @@ class Tracer:
         return False
 
     def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        live = self.context.live
+        live, dims = self.context.live, self.context.dims
         self.note(out)
         if any(tensor.is_nested for tensor in iter_tensors((out,))):
             raise RuleError(
                 f"{name} at {user_line()} makes a nested tensor, whose rows differ in length: pad them"
             )
-        self.read.update(id(tensor) for tensor in iter_tensors((args, list(kwargs.values()))))
-        if any(tensor in live for tensor in iter_tensors((args, list(kwargs.values())))):
+        tensors = list(iter_tensors((args, list(kwargs.values()))))
+        self.read.update(map(id, tensors))
+        if any(tensor in live for tensor in tensors):
             for tensor in iter_tensors((out,)):
                 live[tensor] = ()
                 self.narrow |= tensor.dtype in _NARROW
-        self._record(name, args, out)
+        self._record(name, tuple(dims.get(tensor) or () for tensor in tensors), args, out)
         self.context.index += 1
 
     def note(self, out: Any) -> None:
         """Keep in mind, without keeping alive, what the run has made."""
         self.made.extend(weakref.ref(tensor) for tensor in iter_tensors((out,)))
 
-    def _record(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+    def _record(self, name: str, given: tuple[Dims, ...], args: tuple[Any, ...], out: Any) -> None:
         dims, place = self.context.dims, _place if self.kind == "meta" else id
         reads = tuple(place(tensor) for tensor in iter_tensors(args))
         writes = tuple(
             (place(tensor), dims.get(tensor) or constants(tensor), tensor.element_size())
             for tensor in iter_tensors((out,))
         )
-        self.records.append(Record(self.context.layer, name, reads, writes))
+        self.records.append(Record(self.context.layer, name, given, reads, writes))
         for tensor in iter_tensors((out,)):
             if tensor not in dims:
                 why = INPUT if tensor in self.context.live else None

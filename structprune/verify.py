@@ -15,19 +15,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from structprune import axes
 from structprune.assembly import settle_run
-from structprune.axes import Atom
 from structprune.clone import structural_clone
+from structprune.cutting import Cut, positions
 from structprune.errors import InputError, StructpruneError, TraceError, VerificationError
-from structprune.graph import kept_positions
+from structprune.gathering import removed, take
 from structprune.inputs import map_tensors
 from structprune.live import LiveReplay
 from structprune.plan import PruningPlan
+from structprune.recovery import cut_by
 from structprune.replay import LAYOUT, OtherOperations, Replay, noise
 from structprune.stand_ins import output_tensors
 from structprune.surgery import check_plan
@@ -171,7 +171,7 @@ class _Proof:
         self.inputs = inputs
         self.run = run
         self.plan = plan
-        self.cut = _cut_atoms(run, plan)
+        self.cut = cut_by(plan, run)
         counted = [index for index, record in enumerate(run.records) if record.operation not in LAYOUT]
         place = {index: number for number, index in enumerate(counted)}
         self.records = [run.records[index] for index in counted]
@@ -226,11 +226,7 @@ class _Proof:
         found = []
         writes = self.records[index].writes if index < len(self.records) else ()
         for tensor, (_, dims, _) in zip(output_tensors(out), writes, strict=False):
-            for axis, dim in enumerate(dims):
-                kept = kept_positions(dim, self.cut)
-                if kept is not None:
-                    tensor = tensor.index_select(axis, torch.as_tensor(kept, device=tensor.device))
-            found.append(tensor.clone())
+            found.append(take(tensor, positions(dims, self.cut)).clone())
         return found
 
     def _compared(
@@ -298,42 +294,15 @@ def _informative(example_inputs: Any, precision: _Precision) -> Any:
     return map_tensors(copy.copy(example_inputs), better)
 
 
-def _cut_atoms(run: Run, plan: PruningPlan) -> dict[Atom, np.ndarray]:
-    """Return what the plan keeps of each axis; raises VerificationError where its tensors disagree with each other."""
-    stays: dict[Atom, np.ndarray] = {}
-    for name, dims in run.named.items():
-        for number, dim in enumerate(dims):
-            kept = np.asarray(plan.tensors.get(name, {}).get(number, range(dim.size)), dtype=np.int64)
-            for leaf, index in axes.members(dim):
-                alive = stays.setdefault(leaf, np.ones(leaf.size, dtype=bool))
-                spoken = np.zeros(leaf.size + 1, dtype=bool)
-                spoken[index[kept]] = True
-                alive &= spoken[:-1]
-    cut = {leaf: np.flatnonzero(alive) for leaf, alive in stays.items() if not alive.all()}
-    for name, dims in run.named.items():
-        for number, dim in enumerate(dims):
-            wanted, given = kept_positions(dim, cut), plan.tensors.get(name, {}).get(number)
-            if (wanted is None) != (given is None) or (given is not None and tuple(wanted.tolist()) != given):  # type: ignore[union-attr]
-                raise VerificationError(
-                    f"the plan cuts dimension {number} of {name!r} otherwise than the tensors it belongs with"
-                )
-    return cut
-
-
-def _touches(arguments: Any, cut: dict[Atom, np.ndarray]) -> bool:
+def _touches(arguments: Any, cut: Cut) -> bool:
     return any(leaf in cut for dims in arguments.values() for dim in dims for leaf in axes.leaves(dim))
 
 
-def _fill_removed(
-    tensor: torch.Tensor, dims: Any, cut: dict[Atom, np.ndarray], generator: torch.Generator
-) -> None:
-    for axis, dim in enumerate(dims):
-        kept = kept_positions(dim, cut)
-        if kept is not None:
-            gone = torch.as_tensor(np.setdiff1d(np.arange(dim.size), kept), device=tensor.device)
-            with torch.no_grad():
-                shape = [*tensor.shape[:axis], len(gone), *tensor.shape[axis + 1 :]]
-                tensor.index_copy_(axis, gone, noise(shape, tensor, generator))
+@torch.no_grad()
+def _fill_removed(tensor: torch.Tensor, dims: Any, cut: Cut, generator: torch.Generator) -> None:
+    index = positions(dims, cut)
+    if index:
+        tensor.copy_(torch.where(removed(tensor, index), noise(tensor.shape, tensor, generator), tensor))
 
 
 def _outputs_of(small: nn.Module, inputs: Any) -> list[torch.Tensor]:
@@ -373,7 +342,7 @@ def _error(a: torch.Tensor, b: torch.Tensor) -> float:
     return largest / scale if scale > 0 else (0.0 if largest == 0 else math.inf)
 
 
-def _changes(run: Run, cut: dict[Atom, np.ndarray]) -> tuple[Change, ...]:
+def _changes(run: Run, cut: Cut) -> tuple[Change, ...]:
     found = [
         Change(site.layer, site.operation, site.changes, site.where)
         for site in run.context.sites

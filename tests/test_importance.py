@@ -23,6 +23,7 @@ class Member:
     dim: int
     index: np.ndarray
     role: str
+    outer: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Group:
     size: int
     members: tuple[Member, ...]
     frozen: object | None = None
+    by: tuple[str, ...] = ()
+    rows: int = 1
 
 
 @dataclass(frozen=True)

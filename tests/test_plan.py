@@ -44,7 +44,7 @@ def two_layers(**changes: Any) -> PruningPlan:
 
 def test_json_says_exactly_what_the_plan_says() -> None:
     body = json.loads(two_layers().to_json())
-    assert body["schema_version"] == 1
+    assert body["schema_version"] == 2
     assert body["plans"] == [
         {
             "fingerprint": PRINT,
@@ -191,7 +191,7 @@ HOSTILE = {
     "no fields": "{}",
     "deep nesting": "[" * 200_000,
     "a number of many digits": '{"schema_version": ' + "9" * 10_000 + "}",
-    "another version": spoiled("schema_version", 2),
+    "another version": spoiled("schema_version", 3),
     "version as text": spoiled("schema_version", "1"),
     "version as bool": spoiled("schema_version", True),
     "no plans": spoiled("plans", []),
@@ -259,5 +259,5 @@ def test_one_list_named_by_many_tensors_is_expanded_once() -> None:
 
 
 def test_other_version_says_what_to_do() -> None:
-    with pytest.raises(PlanError, match=r"schema version 2.*reads version 1.*install"):
-        PruningPlan.from_json(json.dumps({"schema_version": 2, "structprune_version": "7.0", "new": "field"}))
+    with pytest.raises(PlanError, match=r"schema version 3.*reads versions \(1, 2\).*install"):
+        PruningPlan.from_json(json.dumps({"schema_version": 3, "structprune_version": "7.0", "new": "field"}))

@@ -38,8 +38,14 @@ def any_plan(model: nn.Module, inputs: Any, fraction: float) -> nn.Module:
     ties: dict[int, set[int]] = {}
     for group, kept in zip(graph.groups, counts, strict=True):
         ties.setdefault(group.tie, set()).add(int(kept))
+
+    def drawn(group: sp.ChannelGroup, kept: int) -> list[int] | list[list[int]]:
+        """Some channels, or some of its own in each channel of the groups that allow it."""
+        rows = [sorted(chance.sample(range(group.size), kept)) for _ in range(group.rows)]
+        return rows if group.by and chance.random() < 0.8 else rows[0]
+
     keep = {
-        group.name: sorted(chance.sample(range(group.size), int(kept)))
+        group.name: drawn(group, int(kept))
         for group, kept in zip(graph.groups, counts, strict=True)
         if group.frozen is None and len(ties[group.tie]) == 1
     }

@@ -31,6 +31,7 @@ class Member:
     dim: int
     index: np.ndarray
     role: str
+    outer: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Group:
     frozen: Frozen | None = None
     tie: int = -1
     primary: bool = True
+    by: tuple[str, ...] = ()
+    rows: int = 1
 
 
 @dataclass(frozen=True)

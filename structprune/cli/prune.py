@@ -113,7 +113,7 @@ def _document(
         "criterion": result.plan.criterion,
         "scope": result.plan.scope,
         **comparison_document(*sizes),
-        "widths": {group.name: [group.size, len(group.keep)] for group in result.plan.groups},
+        "widths": {group.name: [group.size, group.count] for group in result.plan.groups},
         "frozen": [{"group": name, "reason": reason} for name, reason in result.report.frozen],
         "proof": None if proof is None else asdict(proof),
         "files": files,

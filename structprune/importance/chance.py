@@ -13,9 +13,9 @@ __all__ = ["random"]
 
 
 def random(group: GroupTensors, *, seed: int = 0) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) that depend on `seed` and the group's name alone: float64 [size].
+    """Uniform numbers in [0, 1) that depend on `seed` and the group's name alone: float64 `shape`.
 
     Mittal, Bhardwaj, Khapra, Ravindran: Recovering from Random Pruning, WACV 2018 (arXiv:1801.10447): after
     fine-tuning, random choice comes close to many criteria, so a table without it shows little.
     """
-    return np.random.default_rng([seed, zlib.crc32(group.name.encode())]).random(group.size)
+    return np.random.default_rng([seed, zlib.crc32(group.name.encode())]).random(group.shape)

@@ -14,6 +14,7 @@ every weight is read once. So define reductions outside the criterion, not as a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +43,8 @@ class MemberLike(Protocol):
     def index(self) -> NDArray[np.int64]: ...
     @property
     def role(self) -> str: ...
+    @property
+    def outer(self) -> Sequence[tuple[int, NDArray[np.int64]]]: ...
 
 
 class GroupLike(Protocol):
@@ -53,6 +56,10 @@ class GroupLike(Protocol):
     def members(self) -> Sequence[MemberLike]: ...
     @property
     def frozen(self) -> object | None: ...
+    @property
+    def by(self) -> Sequence[str]: ...
+    @property
+    def rows(self) -> int: ...
 
 
 class GraphLike(Protocol):
@@ -68,6 +75,11 @@ class MemberTensor:
     values: Callable[[], torch.Tensor]  #: gives the tensor; one that lies in a file is read anew each time
     owner: torch.nn.Module | None  #: the module that holds the tensor
     is_parameter: bool  #: what training adjusts; buffers and plain tensors have no say in a magnitude
+    dim: int  #: the dim of the tensor that is cut
+    index: NDArray[np.int64]  #: the channel at each position of that dim, -1 where there is none
+    #: Where a group has `rows`, `index` counts channels through them: row * size + channel. Where the row lies in
+    #: another dim of the tensor, `tensor` is a view with those dims in one, and these are its dims.
+    together: tuple[int, ...] = ()
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -78,16 +90,6 @@ class MemberTensor:
     def name(self) -> str:
         """The tensor's qualified name, as in `named_parameters()`."""
         return self.member.tensor
-
-    @property
-    def dim(self) -> int:
-        """The dim of the tensor that is cut."""
-        return self.member.dim
-
-    @property
-    def index(self) -> NDArray[np.int64]:
-        """The channel at each position of that dim, -1 where there is none: int64 [tensor.shape[dim]]."""
-        return self.member.index
 
     @property
     def role(self) -> str:
@@ -101,14 +103,16 @@ class _Shared:
 
     dims: dict[str, set[int]] = field(default_factory=dict)
     groups: list[GroupTensors] = field(default_factory=list)
-    reduced: dict[tuple[object, str], dict[int, NDArray[np.float64]]] = field(default_factory=dict)
+    reduced: dict[tuple[object, str, tuple[int, ...]], dict[int, NDArray[np.float64]]] = field(
+        default_factory=dict
+    )
     spoken: dict[int, tuple[_Index, _Index, _Index]] = field(default_factory=dict)
 
     def reduce(self, member: MemberTensor, reduction: Reduction) -> NDArray[np.float64]:
         """The reduction of the member's tensor along its dim; the dims that others cut are done with it."""
-        key = (reduction, member.name)
+        key = (reduction, member.name, member.together)
         if key not in self.reduced:
-            dims = sorted(self.dims[member.name])
+            dims = [member.dim] if member.together else sorted(self.dims[member.name])
             vectors = reduction(member.tensor, dims)
             self.reduced[key] = {
                 dim: vector.detach().double().cpu().numpy() for dim, vector in zip(dims, vectors, strict=True)
@@ -131,6 +135,12 @@ class GroupTensors:
     size: int  #: number of channels
     members: tuple[MemberTensor, ...]
     shared: _Shared = field(repr=False, compare=False)
+    rows: int = 0  #: in how many channels of other groups it is chosen by itself; 0: once for all
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the group's scores: (size,), or (rows, size)."""
+        return (self.rows, self.size) if self.rows else (self.size,)
 
     @property
     def peers(self) -> tuple[GroupTensors, ...]:
@@ -145,19 +155,20 @@ class GroupTensors:
     def total(
         self, reduction: Reduction, members: Iterable[MemberTensor] | None = None
     ) -> NDArray[np.float64]:
-        """The sum per channel of a reduction over the members (default: the parameters), float64 [size]."""
+        """The sum per channel of a reduction over the members (default: the parameters), float64 `shape`."""
         channels, values = self._gather(reduction, members)
-        return np.bincount(channels, weights=values, minlength=self.size).astype(np.float64, copy=False)
+        total = np.bincount(channels, weights=values, minlength=math.prod(self.shape))
+        return total.astype(np.float64, copy=False).reshape(self.shape)
 
     def peak(
         self, reduction: Reduction, members: Iterable[MemberTensor] | None = None
     ) -> NDArray[np.float64]:
-        """The maximum per channel of a reduction over the members (default: the parameters)."""
+        """The maximum per channel of a reduction over the members (default: the parameters), float64 `shape`."""
         channels, values = self._gather(reduction, members)
-        largest = np.zeros(self.size, dtype=np.float64)
+        largest = np.zeros(math.prod(self.shape), dtype=np.float64)
         with np.errstate(invalid="ignore"):  # NaN stays NaN, and is reported with its tensor's name
             np.maximum.at(largest, channels, values)
-        return largest
+        return largest.reshape(self.shape)
 
     def _gather(
         self, reduction: Reduction, members: Iterable[MemberTensor] | None
@@ -187,10 +198,12 @@ def group_tensors(
     facts: dict[str, _Facts] = {}
     for group in graph.groups:
         if group.frozen is None:
-            members = tuple(_join(member, tensors, stored, owners, facts) for member in group.members)
-            shared.groups.append(GroupTensors(group.name, group.size, members, shared))
-            for member in group.members:
-                shared.dims.setdefault(member.tensor, set()).add(member.dim)
+            members = tuple(_join(group, member, tensors, stored, owners, facts) for member in group.members)
+            rows = group.rows if group.by else 0
+            shared.groups.append(GroupTensors(group.name, group.size, members, shared, rows))
+            for joined in members:
+                if not joined.together:
+                    shared.dims.setdefault(joined.name, set()).add(joined.dim)
     return tuple(shared.groups)
 
 
@@ -215,6 +228,7 @@ def _is_parameter(tensor: torch.Tensor) -> bool:
 
 
 def _join(
+    group: GroupLike,
     member: MemberLike,
     tensors: Mapping[str, torch.Tensor],
     stored: Mapping[str, Callable[[], torch.Tensor]],
@@ -237,4 +251,37 @@ def _join(
             f"{name!r} has shape {shape}, but dim {member.dim} had size {len(member.index)} when the graph "
             "was traced: trace the model again"
         )
-    return MemberTensor(member, values, owner, is_parameter)
+    if not group.by:
+        return MemberTensor(member, values, owner, is_parameter, member.dim, member.index)
+    dims, index = _by_row(member, group.size, len(shape))
+    if len(dims) == 1:
+        return MemberTensor(member, values, owner, is_parameter, member.dim, index)
+    return MemberTensor(member, partial(_flattened, values, dims), owner, is_parameter, 0, index, dims)
+
+
+def _by_row(member: MemberLike, size: int, rank: int) -> tuple[tuple[int, ...], _Index]:
+    """The dims that say row and channel, and row * size + channel at each of their positions together; -1: none."""
+
+    def along(index: _Index, dim: int) -> _Index:
+        return index.reshape([-1 if other == dim else 1 for other in range(rank)])
+
+    number: _Index = np.zeros([1] * rank, dtype=np.int64)
+    for dim, index in member.outer:
+        number = number * (int(index.max()) + 1) + along(index, dim)
+    channel = along(member.index, member.dim)
+    number = np.where(channel < 0, -1, number * size + channel)
+    return tuple(sorted({member.dim, *(dim for dim, _ in member.outer)})), number.reshape(-1)
+
+
+def _flattened(values: Callable[[], torch.Tensor], dims: Sequence[int]) -> torch.Tensor:
+    """The tensor with `dims` in one, in front, and so its gradient."""
+    tensor = values()
+    rest = [dim for dim in range(tensor.dim()) if dim not in dims]
+
+    def view(whole: torch.Tensor) -> torch.Tensor:
+        return whole.detach().permute(*dims, *rest).flatten(0, len(dims) - 1)
+
+    flat = view(tensor)
+    if tensor.grad is not None:
+        flat.grad = view(tensor.grad)
+    return flat

@@ -40,7 +40,7 @@ def score(
     **options: Any,
 ) -> dict[str, NDArray[np.float64]]:
     """The importance of every channel of every free group: {group name: float64 [size]}, higher is more
-    important.
+    important. A group that may keep its own channels in each channel of others has [rows, size].
 
     `criterion` is a name (l1, l2, linf, bn_scale, random) or a function of one `GroupTensors` that returns
     one number per channel; `options` are passed on to it (`score(model, graph, "random", seed=1)`). The model
@@ -103,10 +103,12 @@ def _call(function: Criterion, group: GroupTensors, options: dict[str, Any]) -> 
 
 
 def _checked(group: GroupTensors, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    if values.shape != (group.size,):
+    if values.shape == (group.size,) != group.shape:
+        values = np.broadcast_to(values / group.rows, group.shape)  # no opinion on rows: the same in each
+    if values.shape != group.shape:
         raise InputError(
             f"group {group.name!r} has {group.size} channels: the criterion must return shape "
-            f"({group.size},), got {values.shape}"
+            f"{group.shape}, got {values.shape}"
         )
     if not np.isfinite(values).all():
         raise InputError(f"group {group.name!r}: importance is not finite{_culprit(group)}")

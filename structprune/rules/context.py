@@ -57,7 +57,11 @@ class Site:
 
 @dataclass(slots=True)
 class Context:
-    """The state of one trace: dimensions of tensors, demands on integers, costs, sites."""
+    """The state of one trace: dimensions of tensors, demands on integers, costs, sites.
+
+    ``across`` holds for each operation, by its number, the dimensions that it reads across; ``told_apart`` those whose
+    positions some operation treats by number or by order.
+    """
 
     dims: MutableMapping[Any, Dims]
     ledger: Ledger = field(default_factory=Ledger)
@@ -68,6 +72,8 @@ class Context:
     consumed: list[Expr] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
+    across: dict[int, list[Expr]] = field(default_factory=dict)
+    told_apart: list[Expr] = field(default_factory=list)
     costs: list[tuple[str, str, tuple[Expr, ...]]] = field(default_factory=list)
     foreign: set[str] = field(default_factory=set)
     live: MutableMapping[Any, Any] = field(default_factory=dict)
@@ -129,6 +135,8 @@ class Call:
 
     def freeze(self, expr: Expr, reason: str) -> None:
         """Freeze a dimension, naming the user's line."""
+        if not isinstance(expr, Const):
+            self.context.told_apart.append(expr)
         if free(expr):
             axes.freeze(expr, Frozen(reason, user_line()))
 
@@ -224,7 +232,7 @@ class Call:
 
     def contract(self, reduced: Sequence[Expr], axes: Mapping[str, int]) -> None:
         """Note a contraction over ``reduced``; ``axes`` gives for each argument the dimension that is contracted."""
-        self.context.consumed.extend(reduced)
+        self._reads_across(reduced)
         live = {name: axis for name, axis in axes.items() if self[name] in self.context.live}
         axes = live or axes  # zero times a weight is zero: weights need no mask of their own
         self._site({name: self.dims(self[name]) for name in axes}, tuple(reduced), axes=axes)
@@ -233,8 +241,12 @@ class Call:
         self, changes: str, arguments: Mapping[str, Dims], reduced: Sequence[Expr], **more: Any
     ) -> None:
         """Note a statistic over ``reduced``; ``changes`` says what a cut changes there (empty: nothing)."""
-        self.context.consumed.extend(reduced)
+        self._reads_across(reduced)
         self._site(arguments, tuple(reduced), changes=changes, **more)
+
+    def _reads_across(self, reduced: Sequence[Expr]) -> None:
+        self.context.consumed.extend(reduced)
+        self.context.across.setdefault(self.context.index, []).extend(reduced)
 
     def _site(self, arguments: Mapping[str, Dims], reduced: Dims, **more: Any) -> None:
         if any(free(expr) for expr in reduced):

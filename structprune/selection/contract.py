@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from structprune.plan import Budget, PruningPlan
+from structprune.plan import Budget, Keep, PruningPlan
 
 __all__ = ["Counts", "FrozenLike", "GraphLike", "GroupLike", "MemberLike", "ViolationLike"]
 
@@ -47,6 +47,10 @@ class GroupLike(Protocol):
     def tie(self) -> int: ...
     @property
     def primary(self) -> bool: ...
+    @property
+    def by(self) -> Sequence[str]: ...
+    @property
+    def rows(self) -> int: ...
 
 
 class ViolationLike(Protocol):
@@ -63,7 +67,7 @@ class GraphLike(Protocol):
     def violations(self, counts: Counts) -> Sequence[ViolationLike]: ...
     def plan(
         self,
-        keep: Mapping[str, Sequence[int]],
+        keep: Mapping[str, Keep],
         *,
         budget: Budget | None = None,
         criterion: str = "",
