@@ -158,6 +158,7 @@ class PruningPlan:
     criterion: str = ""
     scope: str = ""
     remaining: Mapping[str, float] = field(default_factory=dict)
+    _arrays: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _FINGERPRINT.fullmatch(self.fingerprint):
@@ -194,9 +195,16 @@ class PruningPlan:
         dims, shape = self.tensors.get(tensor, {}), self.shapes.get(tensor, ())
         new = new_shape(dims, shape)
         return {
-            dim: keep.index(dim, new) if isinstance(keep, ByRow) else np.asarray(keep, dtype=np.int64)
+            dim: keep.index(dim, new) if isinstance(keep, ByRow) else self._array(keep)
             for dim, keep in dims.items()
         }
+
+    def _array(self, keep: tuple[int, ...]) -> np.ndarray:
+        if (
+            id(keep) not in self._arrays
+        ):  # one list serves many tensors; the plan holds it, so its id stays its own
+            self._arrays[id(keep)] = np.asarray(keep, dtype=np.int64)
+        return self._arrays[id(keep)]
 
     def to_json(self) -> str:
         """The plan as JSON text, the same for equal plans; kept positions as ranges [[start, stop], ...]."""
