@@ -26,9 +26,8 @@ def take(tensor: torch.Tensor, index: Index) -> torch.Tensor:
         order.sort(key=lambda dim: -strides[dim])
     data = tensor.permute(order)
     alone = [dim for dim in index if index[dim].ndim == 1]
-    for dim in sorted(
-        alone, key=lambda dim: len(index[dim]) / tensor.shape[dim]
-    ):  # the deepest cut leaves least
+    alone.sort(key=lambda dim: len(index[dim]) / tensor.shape[dim])  # the deepest cut leaves least
+    for dim in alone:
         data = data.index_select(order.index(dim), _at(index[dim], tensor))
     back = [order.index(dim) for dim in range(tensor.ndim)]
     if len(alone) == len(index):

@@ -122,7 +122,7 @@ def _apply_inside(
 @torch.no_grad()
 def cut_tensor(plan: PruningPlan, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """What the plan leaves of the tensor of this name, in fresh memory, laid out like the old: channels last stays
-    so. A tensor that the plan leaves whole is copied.
+    so. A tensor that the plan leaves whole is returned as it is.
 
     It needs no model, so the tensors of a file can be cut one after the other. Raises PlanError where the plan
     expects another shape.
@@ -131,7 +131,7 @@ def cut_tensor(plan: PruningPlan, name: str, tensor: torch.Tensor) -> torch.Tens
     if tuple(tensor.shape) != shape:
         raise PlanError(f"tensor {name!r} has shape {list(tensor.shape)}, the plan expects {list(shape)}")
     index = plan.index(name)
-    return take(tensor.detach(), index) if index else tensor.detach().clone()
+    return take(tensor.detach(), index) if index else tensor
 
 
 def _new_tensors(tensors: Mapping[str, torch.Tensor], plan: PruningPlan) -> dict[int, torch.Tensor]:
@@ -141,7 +141,8 @@ def _new_tensors(tensors: Mapping[str, torch.Tensor], plan: PruningPlan) -> dict
     for name, old in tensors.items():
         key = _memory(old, plan.tensors.get(name, {}))
         if key not in made:
-            made[key] = cut_tensor(plan, name, old)
+            cut = cut_tensor(plan, name, old)
+            made[key] = old.detach().clone() if cut is old else cut
         new[id(old)] = like(old, made[key].detach())
     return new
 
