@@ -21,6 +21,7 @@ from structprune.masking import finalize, nonzeros, sparsify
 from structprune.measure import count_macs, count_params, peak_activation_bytes, weight_bytes
 from structprune.pipeline import PruneReport, PruneResult, prune
 from structprune.plan import Budget, PruningPlan
+from structprune.rewriting import rewrite
 from structprune.rules import Call
 from structprune.rules.custom import rule
 from structprune.select import select
@@ -69,6 +70,7 @@ __all__ = [
     "peak_activation_bytes",
     "prune",
     "ratio",
+    "rewrite",
     "rule",
     "save",
     "score",

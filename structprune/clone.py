@@ -32,6 +32,7 @@ _PLAIN = (
     type,
     types.FunctionType,
     types.BuiltinFunctionType,
+    torch.fx.Graph,  # a graph module's own description, which no forward changes
 )
 _REGISTRIES = frozenset(("_parameters", "_buffers", "_modules"))
 _OWN = frozenset(vars(nn.Module()))

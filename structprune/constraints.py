@@ -8,6 +8,7 @@ freeze one axis, freeze all.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -102,24 +103,54 @@ def _define_attributes(done: Settlement, demands: Iterable[Equation]) -> None:
 
 
 def _solve(done: Settlement, expr: Expr, node: Operation) -> None:
+    """Define the one unknown attribute of ``expr == unknown // known`` or ``expr == known * unknown * known``."""
     if len(node.operands) != 2 or not _free(expr):
         return
     unknown, other = node.operands
-    if node.symbol == "*" and isinstance(other, Attribute) and other not in done.attributes:
-        unknown, other = other, unknown
-    if not isinstance(unknown, Attribute) or unknown in done.attributes:
-        return
-    known = _as_expr(done, other)
-    if known is None:
-        return
-    if node.symbol == "//":
-        done.attributes[unknown] = product((known, expr))
+    if node.symbol == "//" and isinstance(unknown, Attribute) and unknown not in done.attributes:
+        known = _as_expr(done, other)
+        if known is not None:
+            done.attributes[unknown] = product((known, expr))
     elif node.symbol == "*":
-        expr, known = normal(expr), normal(known)
-        if isinstance(expr, Prod) and expr.factors[0] is known:
-            done.attributes[unknown] = product(expr.factors[1:])
-        elif isinstance(expr, Prod) and expr.factors[-1] is known:
-            done.attributes[unknown] = product(expr.factors[:-1])
+        operands = list(_multiplied(node))
+        missing = [one for one in operands if isinstance(one, Attribute) and one not in done.attributes]
+        if len(missing) == 1:
+            found = _quotient(expr, [_as_expr(done, one) for one in operands if one is not missing[0]])
+            if found is not None:
+                done.attributes[missing[0]] = found
+
+
+def _multiplied(node: Node) -> Iterable[Node]:
+    if isinstance(node, Operation) and node.symbol == "*":
+        for operand in node.operands:
+            yield from _multiplied(operand)
+    else:
+        yield node
+
+
+def _quotient(expr: Expr, known: Iterable[Expr | None]) -> Expr | None:
+    """Return the size of ``expr`` divided by those of ``known``; None where they are no factors of it."""
+    rest = list(_factors(expr))
+    number = 1
+    for one in known:
+        if one is None:
+            return None
+        for piece in _factors(one):
+            if isinstance(piece, Const):
+                number *= piece.size
+            elif piece in rest:
+                rest.remove(piece)
+            else:
+                return None
+    constant = math.prod(piece.size for piece in rest if isinstance(piece, Const))
+    if constant % number:
+        return None
+    return product((Const(constant // number), *(piece for piece in rest if not isinstance(piece, Const))))
+
+
+def _factors(expr: Expr) -> tuple[Expr, ...]:
+    expr = normal(expr)
+    return expr.factors if isinstance(expr, Prod) else (expr,)
 
 
 def _as_expr(done: Settlement, node: Node) -> Expr | None:

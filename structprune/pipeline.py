@@ -17,6 +17,7 @@ from structprune.importance import score
 from structprune.importance.scoring import Criterion
 from structprune.inputs import normalize_inputs
 from structprune.plan import Budget, PruningPlan
+from structprune.rewriting import rewrite
 from structprune.select import select
 from structprune.selectors import module_names
 from structprune.surgery import apply_plan
@@ -85,6 +86,7 @@ def prune(
     engine: str = "structprune",
     engine_options: Mapping[str, Any] | None = None,
     ragged: bool = True,
+    rewrite: bool = False,
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
 
@@ -93,8 +95,9 @@ def prune(
     modules. ``seed`` is for ``criterion="random"``. ``verify=False`` skips the proof; with ``inplace=True`` the
     model itself is cut, once the proof holds. Each head and each group of a convolution keeps its own channels, as
     many in all of them; with ``ragged=False`` the same in all. ``engine`` and ``engine_options`` are those of
-    `trace`. Raises BudgetError, with the reachable range, TraceError and VerificationError; the model given is then
-    as it was.
+    `trace`. With ``rewrite=True`` the model is first made a graph that computes the same (see `rewrite`), where widths
+    that only the code ties come free; the result is that graph, pruned. Raises BudgetError, with the reachable range,
+    TraceError and VerificationError; the model given is then as it was.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -104,7 +107,12 @@ def prune(
     """
     if not isinstance(budget, Budget):
         raise InputError(f"budget is {budget!r}; write for example Budget(macs=0.5)")
+    if rewrite and inplace:
+        raise InputError("rewrite=True makes a new module: it cannot be pruned in place")
     example_inputs = normalize_inputs(example_inputs)
+    keep, only = module_names(model, keep), module_names(model, only)
+    if rewrite:
+        model = _rewrite(model, example_inputs)
     graph = trace(model, example_inputs, engine, engine_options)
     if graph.unused:
         warnings.warn(_unused(graph.unused), stacklevel=2)
@@ -118,8 +126,8 @@ def prune(
         multiple_of,
         min_channels,
         max_pruned,
-        module_names(model, keep),
-        module_names(model, only),
+        keep,
+        only,
         criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
         ragged=ragged,
     )
@@ -130,6 +138,7 @@ def prune(
 
 
 _verify = verify
+_rewrite = rewrite
 
 
 def _report(graph: DependencyGraph, plan: PruningPlan, proof: VerifyReport | None) -> PruneReport:

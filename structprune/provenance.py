@@ -8,9 +8,11 @@ An integer that arrives without a trace counts as a literal, which is always saf
 
 from __future__ import annotations
 
+import linecache
 import operator
 import os
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,16 +39,32 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def user_line() -> str:
-    """Return ``file.py:12`` of the innermost frame that belongs neither to torch nor to structprune."""
+    """Return ``file.py:12`` of the innermost frame that belongs neither to torch nor to structprune.
+
+    The code of a rewritten model stands for the lines it was made from.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
+        if name.startswith("<eval_with_key>"):
+            where = _line_behind(frame)
+            if where:
+                return where
         if not (name.startswith(_HERE) or _is_library(name)):
             return f"{os.path.basename(name)}:{frame.f_lineno}"
         if frame.f_back is None:
             break
         frame = frame.f_back
     return ""
+
+
+def _line_behind(frame: types.FrameType) -> str:
+    """Return the line that a statement of generated code was made from, as its module's ``sources`` say: by the name
+    it assigns.
+    """
+    sources = getattr(frame.f_locals.get("self"), "sources", None)
+    statement = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return sources.get(statement.split("=")[0].strip(), "") if isinstance(sources, dict) else ""
 
 
 def _is_library(name: str) -> bool:

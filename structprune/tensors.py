@@ -31,7 +31,7 @@ _OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, flags, and 
 _ATOMS = (
     *(str, bytes, int, float, complex, bool, type(None), type, enum.Enum, set, frozenset, range),
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format, weakref.ref),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.fx.Graph, weakref.ref),
 )
 
 

@@ -207,7 +207,7 @@ class Tracer:
     # -- functions -----------------------------------------------------------------------------------------------
 
     def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = getattr(function, "__name__", "")
+        name = getattr(function, "__name__", "").partition(".")[0]  # an overload is named "narrow.default"
         if name == "__get__":
             return self.shape(args[0]) if function == _SHAPE else function(*args, **kwargs)
         if name in _READERS and isinstance(args[0], torch.Tensor):

@@ -10,7 +10,7 @@ import structprune as sp
 
 NAMES = [
     # the way from a model to a smaller one, step by step and in one call
-    "trace", "score", "select", "apply_plan", "verify", "prune",
+    "trace", "score", "select", "apply_plan", "verify", "prune", "rewrite",
     # what the steps pass on
     "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "Layer", "PruningPlan",
     "PruneReport", "PruneResult", "VerifyReport",

@@ -12,7 +12,14 @@ from torch import nn
 
 import structprune as sp
 from structprune.cli.models import build_model
-from structprune.cli.options import DebugOption, InputOption, JsonOption, ModelArgument, SeedOption
+from structprune.cli.options import (
+    DebugOption,
+    InputOption,
+    JsonOption,
+    ModelArgument,
+    RewriteOption,
+    SeedOption,
+)
 from structprune.cli.output import session
 
 __all__ = ["bench"]
@@ -38,6 +45,7 @@ def bench(
     ] = None,
     threads: Annotated[int, typer.Option("--threads", help="Threads that one inference may use.")] = 1,
     repeats: Annotated[int, typer.Option("--repeats", help="Least number of timed rounds.")] = 50,
+    rewrite: RewriteOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -51,8 +59,8 @@ def bench(
     with session(as_json, debug) as out:
         with out.steps(1 + len(sweep)) as step:
             step("building the model")
-            models = _models(model, folders or [], seed)
             example = sp.parse_inputs(inputs, seed)
+            models = _models(model, folders or [], seed, example if rewrite else None)
             tables: list[Rows] = []
             for runtime, batch in sweep:
                 step(f"timing on {runtime}" + (f", batch {batch}" if batch else ""))
@@ -73,11 +81,11 @@ def bench(
         out.result({"model": model, "environment": environment, "measurements": rows})
 
 
-def _models(name: str, folders: list[Path], seed: int) -> dict[str, nn.Module]:
+def _models(name: str, folders: list[Path], seed: int, rewrite_for: Any) -> dict[str, nn.Module]:
     original = build_model(name, None, seed)
     if not folders:
         return {"original": original}
-    saved = {str(folder): build_model(name, folder, seed) for folder in folders}
+    saved = {str(folder): build_model(name, folder, seed, rewrite_for) for folder in folders}
     return {"original": original, "original again": original, **saved}
 
 

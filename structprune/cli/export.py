@@ -17,6 +17,7 @@ from structprune.cli.options import (
     InputOption,
     JsonOption,
     ModelArgument,
+    RewriteOption,
     SeedOption,
 )
 from structprune.cli.output import session
@@ -38,6 +39,7 @@ def export(
             "--fixed-batch", help="Fix the batch size at the input's; else dynamic where it can be."
         ),
     ] = False,
+    rewrite: RewriteOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -47,8 +49,8 @@ def export(
         require_writable(file=path)
         with out.steps(2) as step:
             step("building the model")
-            network = build_model(model, folder, seed)
             example = sp.parse_inputs(inputs, seed)
+            network = build_model(model, folder, seed, example if rewrite else None)
             step("exporting and checking in onnxruntime")
             report = sp.export_onnx(
                 network,

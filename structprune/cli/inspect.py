@@ -16,6 +16,7 @@ from structprune.cli.options import (
     InputOption,
     JsonOption,
     ModelArgument,
+    RewriteOption,
     SeedOption,
 )
 from structprune.cli.output import session
@@ -32,6 +33,7 @@ def inspect(
     types: Annotated[
         bool, typer.Option("--types", help="Print each tensor's inferred type as well.")
     ] = False,
+    rewrite: RewriteOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -40,8 +42,8 @@ def inspect(
     with session(as_json, debug) as out:
         with out.steps(3) as step:
             step("building the model")
-            network = build_model(model, folder, seed)
             example = sp.parse_inputs(inputs, seed)
+            network = build_model(model, folder, seed, example if rewrite else None)
             step("tracing")
             graph = sp.trace(network, example, engine)
             step("counting with fvcore")

@@ -27,8 +27,8 @@ __all__ = ["build_model", "import_module", "model_factory"]
 _HINT = "name a model as package.module:factory or path/to/file.py:factory"
 
 
-def build_model(name: str, folder: Path | None, seed: int) -> nn.Module:
-    """The model that `name` stands for; with `folder`, the pruned one saved there.
+def build_model(name: str, folder: Path | None, seed: int, rewrite_for: Any = None) -> nn.Module:
+    """The model that `name` stands for; with `folder`, the pruned one saved there; with example inputs, rewritten.
 
     `torch.manual_seed(seed)` goes before the factory, so that weights it draws are the same every time.
 
@@ -37,7 +37,8 @@ def build_model(name: str, folder: Path | None, seed: int) -> nn.Module:
         StorageError: where the folder is damaged or belongs to another model.
     """
     torch.manual_seed(seed)
-    factory = model_factory(name)
+    plain = model_factory(name)
+    factory = plain if rewrite_for is None else lambda: sp.rewrite(plain(), rewrite_for)
     return factory() if folder is None else sp.load(folder, factory)
 
 

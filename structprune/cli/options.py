@@ -25,6 +25,7 @@ __all__ = [
     "OnnxOption",
     "OutOption",
     "ParamsOption",
+    "RewriteOption",
     "ScopeOption",
     "SeedOption",
     "the_budget",
@@ -68,6 +69,12 @@ OutOption = Annotated[
 ]
 OnnxOption = Annotated[
     Path | None, typer.Option("--onnx", metavar="FILE", help="Export to this ONNX file too, checked.")
+]
+RewriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--rewrite", help="Make MODEL a graph first, in which widths that only its code ties are free."
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the random weights and inputs.")]
 JsonOption = Annotated[

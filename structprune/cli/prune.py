@@ -26,6 +26,7 @@ from structprune.cli.options import (
     OnnxOption,
     OutOption,
     ParamsOption,
+    RewriteOption,
     ScopeOption,
     SeedOption,
     the_budget,
@@ -55,6 +56,7 @@ def prune(
     ] = None,
     out_folder: OutOption = None,
     onnx: OnnxOption = None,
+    rewrite: RewriteOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -69,8 +71,9 @@ def prune(
             budget = the_budget(channels=channels, params=params, macs=macs)
             step("building the model")
             original = build_model(model, None, seed)
-            start = original if folder is None else build_model(model, folder, seed)
             example = sp.parse_inputs(inputs, seed)
+            plain = folder is None and not rewrite
+            start = original if plain else build_model(model, folder, seed, example if rewrite else None)
             step("tracing, selecting, cutting, proving")
             result = sp.prune(
                 start,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from structprune import axes
 from structprune.axes import Const, Expr, product, total
 from structprune.nodes import Literal, Node, Size, ceil_div, negative
+from structprune.provenance import plain
 from structprune.rules.context import Call, Uncovered, free
-from structprune.rules.registry import rule
+from structprune.rules.registry import function_rule, rule
 from structprune.rules.views import repeated
 
 
@@ -84,7 +87,10 @@ def split(c: Call) -> None:
 
 def _by_size(c: Call, size: int | None, whole: Expr, pieces: Sequence[Expr]) -> list[Node | None]:
     """Return what the pieces of a split by one size must be as long as, the number of pieces staying as it is."""
-    node = None if size is None or len(pieces) == 1 else c.node(size)
+    counted = (
+        c.context.function is not None and c.context.function.name == "chunk"
+    )  # its number is that of pieces
+    node = None if size is None or counted or len(pieces) == 1 else c.node(size)
     if node is None:
         return _equal_parts(whole, pieces) if len(pieces) > 1 else [None]
     c.count(len(pieces), ceil_div(Size(whole), node), "the number of pieces of a split")
@@ -198,6 +204,9 @@ def repeat(c: Call) -> None:
     c.set(c.out, out)
 
 
+@function_rule(torch.repeat_interleave, "self repeats dim")
+@function_rule(torch.Tensor.repeat_interleave, "self repeats dim")
+@function_rule(torch.ops.aten.repeat_interleave.self_int, "self repeats dim")
 @rule("repeat_interleave")
 def repeat_interleave(c: Call) -> None:
     """[a] -> [a r]: every position r times in a row."""
@@ -206,8 +215,7 @@ def repeat_interleave(c: Call) -> None:
     if not isinstance(repeats, int) or c.get("dim") is None:
         raise Uncovered("positions are repeated by a tensor of counts")
     axis = c["dim"] % len(dims)
-    c.equate(Const(repeats), c.node(repeats), "a repeat")
-    dims[axis] = product((dims[axis], Const(repeats)))
+    dims[axis] = product((dims[axis], repeated(c, plain(repeats), c.argument("repeats", 1, repeats))))
     c.set(c.out, dims)
 
 
