@@ -166,6 +166,20 @@ def test_prune_prints_before_and_after_and_the_proof(models: str) -> None:
     assert not list(Path().glob("*.json"))
 
 
+def test_rewritten_a_literal_is_no_obstacle_and_the_folder_loads_again(models: str) -> None:
+    model = (f"{models}:Literal", "--input", "1x1x6x6")
+    left = document(call("prune", *model, "--channels", "0.5", "--out", "left", "--json"))
+    small = document(call("prune", *model, "--channels", "0.5", "--out", "small", "--rewrite", "--json"))
+    assert "conv2" not in left["widths"]
+    assert small["widths"]["conv2"] == [8, 4]
+    exported = document(
+        call("export", *model, "--folder", "small", "--rewrite", "--out", "small.onnx", "--json")
+    )
+    assert Path(exported["path"]).is_file()
+    further = call("prune", *model, "--folder", "small", "--rewrite", "--channels", "0.25", "--json")
+    assert document(further)["widths"]["conv2"] == [4, 2]
+
+
 def test_seed_makes_two_runs_equal_and_another_seed_differs(models: str) -> None:
     def weights(seed: str, folder: str) -> list[list[float]]:
         arguments = ("--params", "0.5", "--seed", seed, "--out", folder, "--json")
