@@ -105,13 +105,13 @@ class _Observer(nn.Module):
 
 
 def _observed(model: RewrittenModule, inputs: Any) -> tuple[dict[str, Any], Run]:
-    """Return by node what a traced run computes, numbers as they are and tensors as their shapes; and the run."""
+    """Return by node what a traced run computes, numbers and sizes, and tensors' shapes; and the run."""
     seen: dict[str, Any] = {}
 
     def note(name: str, value: Any) -> None:
         if isinstance(value, torch.Tensor):
             seen[name] = tuple(plain(size) for size in value.shape)
-        else:
+        elif isinstance(value, int | float | torch.Size):
             seen[name] = value
 
     graph = fx.Graph()
