@@ -16,7 +16,6 @@ __all__ = [
     "Size",
     "ceil_div",
     "negative",
-    "plus",
 ]
 
 
@@ -106,8 +105,3 @@ def ceil_div(a: Node, b: Node) -> Node:
 def negative(node: Node) -> Node:
     """Return the node of ``-node``."""
     return Operation("-", operator.neg, (node,))
-
-
-def plus(a: Node, b: Node) -> Node:
-    """Return the node of ``a + b``."""
-    return Operation("+", operator.add, (a, b))

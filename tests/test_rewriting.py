@@ -391,3 +391,19 @@ def test_repeated_heads_can_go_as_a_whole() -> None:
     assert (heads.k.out_features, heads.q.out_features) == (6, 12)
     repeats = kept(net, x, {"q[1]": [0]})
     assert (repeats.k.out_features, repeats.q.out_features) == (12, 12)
+
+
+class Narrowed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 12), nn.Linear(1, 3), nn.Linear(11, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h.narrow(1, 0, 1)) + self.c(h.narrow(1, 1, 11))
+
+
+def test_a_stretch_that_reaches_the_end_is_as_long_as_the_code_says() -> None:
+    net, x = fill_distinct(Narrowed()), torch.randn(2, 4)
+    assert free(sp.trace(net, x)) == {}
+    assert kept(net, x, {"a[1]": [0, 5, 10]}).a.out_features == 4

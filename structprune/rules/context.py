@@ -10,7 +10,7 @@ import torch
 
 from structprune import axes
 from structprune.axes import Const, Expr, Frozen, Why
-from structprune.nodes import Literal, Node, plus
+from structprune.nodes import Literal, Node
 from structprune.provenance import Ledger, node_of, plain, user_line
 
 __all__ = ["Call", "Context", "Dims", "FunctionCall", "Site", "Uncovered"]
@@ -205,13 +205,18 @@ class Call:
 
     def bound(self, value: int) -> Node:
         """Return where a bound came from that fixes a count; one that torch derived counts as a literal."""
-        call = self.context.function
-        if call is not None and call.name == "narrow" and len(call.ints) == 3:
-            _, start, length = call.ints
-            if plain(start) + plain(length) == value and plain(start) != value:
-                call.used.update((1, 2))
-                return plus(node_of(start), node_of(length))
         return self.node(value) or Literal(plain(value))
+
+    def narrowed(self, start: int, end: int) -> tuple[Node, Node] | None:
+        """Return where the start and the length of a stretch came from, where the code gave it as these."""
+        call = self.context.function
+        if call is None or call.name != "narrow" or len(call.ints) != 3:
+            return None
+        _, first, length = call.ints
+        if plain(first) != plain(start) or plain(first) + plain(length) != plain(end):
+            return None
+        call.used.update((1, 2))
+        return node_of(first), node_of(length)
 
     def equate(self, expr: Expr, node: Node | None, what: str) -> None:
         """Demand that ``expr`` always has the size that the code asks for; None demands nothing."""

@@ -137,6 +137,11 @@ def sliced(c: Call, dim: Expr, start: int, end: int, step: int) -> Expr:
         return _strided(c, dim, low, high, step)
     high = max(low, high)
     before, middle, after = cut_at(c, dim, [low, high - low, dim.size - high])
+    given = c.narrowed(start, end)
+    if given is not None:
+        c.equate(before, given[0], "a slice")
+        c.equate(middle, given[1], "a slice")
+        return middle
     if low:
         _bound(c, start, before, total((middle, after)))
     if high < dim.size:
