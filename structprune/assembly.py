@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from structprune.wrappers import refuse_wrapped
 __all__ = ["trace"]
 
 _OUTPUT = Frozen("model output")
+Outer = Mapping[Atom, tuple[Atom, ...]]
 
 
 def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
@@ -42,14 +44,19 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
 
 def assemble(run: Run, model: nn.Module) -> DependencyGraph:
     """Return the graph of a traced run."""
-    return graph_of(run, settle_run(run), model)
+    settled = settle_run(run)
+    return graph_of(run, settled, model, outer_axes(run))
 
 
-def graph_of(run: Run, settled: Settlement, model: nn.Module) -> DependencyGraph:
-    """Return the graph of a run whose axes are final."""
+def graph_of(
+    run: Run, settled: Settlement, model: nn.Module, outer: Outer = MappingProxyType({})
+) -> DependencyGraph:
+    """Return the graph of a run whose axes are final; ``outer`` are the axes over which each may be ragged."""
     parameters = frozenset(name for name, _ in model.named_parameters())
     present = getattr(model, REMAINING, {})
-    return DependencyGraph(_groups(run, settled), run, settled, fingerprint(model), parameters, present)
+    return DependencyGraph(
+        _groups(run, settled, outer), run, settled, fingerprint(model), parameters, present
+    )
 
 
 def settle_run(run: Run) -> Settlement:
@@ -83,10 +90,9 @@ def _leaves(exprs: Iterable[Expr]) -> dict[Atom, None]:
     return {leaf: None for expr in seen.values() for leaf in axes.leaves(expr)}
 
 
-def _groups(run: Run, settled: Settlement) -> tuple[ChannelGroup, ...]:
+def _groups(run: Run, settled: Settlement, outer: Outer) -> tuple[ChannelGroup, ...]:
     found: dict[Atom, list[Member]] = {}
     known: dict[int, tuple[Expr, Any]] = {}
-    outer = outer_axes(run)
     for name, dims in run.named.items():
         for number, raw in enumerate(dims):
             expr = axes.normal(raw)

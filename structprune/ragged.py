@@ -34,11 +34,13 @@ def outer_axes(run: Run) -> dict[Atom, tuple[Atom, ...]]:
     """Return the axes over which each free axis may be ragged; axes that may not are left out."""
     company = _company(run.named.values())
     _drop(company, set())
-    known = _Known()
+    known, seen = _Known(), set[Atom]()
     for one in (run, *run.turned) if company else ():
         _drop(company, known.of(one.context.told_apart))
         for number, record in enumerate(one.records):
-            _judge(company, record, one.context.across.get(number, ()), known)
+            seen |= _judge(company, record, one.context.across.get(number, ()), known)
+    for leaf in set(company) - seen:  # no operation of this run says anything about it
+        del company[leaf]
     for dims in run.named.values() if company else ():
         for leaf in known.of(dims) & company.keys():
             company[leaf] = {outer for outer in company[leaf] if _paired(dims, leaf, outer)}
@@ -110,12 +112,13 @@ class _Known:
         return found
 
 
-def _judge(company: _Company, record: Record, across: Sequence[Expr], known: _Known) -> None:
-    """Take out of the company what this operation forbids."""
+def _judge(company: _Company, record: Record, across: Sequence[Expr], known: _Known) -> set[Atom]:
+    """Take out of the company what this operation forbids; return the axes that it is about."""
     written = [dims for _, dims, _ in record.writes]
     leaves = [known.of(dims) for dims in (*record.given, *written)]
     read = known.of(across)
-    for leaf in set().union(*leaves) & company.keys():
+    concerned: set[Atom] = set().union(*leaves) & company.keys()
+    for leaf in concerned:
         given = [dims for dims, has in zip(record.given, leaves, strict=False) if leaf in has]
         made = [dims for dims, has in zip(written, leaves[len(record.given) :], strict=True) if leaf in has]
         mixed = read if leaf not in read else set()
@@ -128,6 +131,7 @@ def _judge(company: _Company, record: Record, across: Sequence[Expr], known: _Kn
         }
         if not company[leaf]:
             del company[leaf]
+    return concerned
 
 
 def _partners(dims: Dims, leaf: Atom, outer: Atom) -> Iterator[tuple[Place, Place | None]]:
