@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -301,8 +302,13 @@ def _touches(arguments: Any, cut: Cut) -> bool:
 @torch.no_grad()
 def _fill_removed(tensor: torch.Tensor, dims: Any, cut: Cut, generator: torch.Generator) -> None:
     index = positions(dims, cut)
-    if index:
+    if any(at.ndim > 1 for at in index.values()):
         tensor.copy_(torch.where(removed(tensor, index), noise(tensor.shape, tensor, generator), tensor))
+        return
+    for dim, at in index.items():
+        gone = torch.as_tensor(np.setdiff1d(np.arange(tensor.shape[dim]), at), device=tensor.device)
+        shape = [len(gone) if other == dim else size for other, size in enumerate(tensor.shape)]
+        tensor.index_copy_(dim, gone, noise(shape, tensor, generator))
 
 
 def _outputs_of(small: nn.Module, inputs: Any) -> list[torch.Tensor]:

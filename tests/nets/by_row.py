@@ -220,10 +220,10 @@ FREE: dict[str, tuple[Callable[[], Made], dict[str, int]]] = {
     ),
     "shuffle": (lambda: (ShuffleUnit(residual=False), torch.randn(2, 3, 4, 4)), {"a[1]": 4, "stem[1]": 2}),
     "attention": (tokens(Attention()), {"q[1]": 4, "v": 4}),
-    "shared keys and values": (tokens(Attention(shared=2)), {}),
+    "shared keys and values": (tokens(Attention(shared=2)), {"q[2]": 2, "v": 2}),
     "a norm without weights": (tokens(PlainlyNormedQueries()), {"q[1]": 4, "v": 4}),
-    "one projection": (tokens(Fused()), {}),
-    "experts": (tokens(Experts()), {}),
+    "one projection": (tokens(Fused()), {"qkv[2]": 3}),
+    "experts": (tokens(Experts()), {"up[1]": 4}),
 }
 """Networks with an axis that may differ by row: group -> number of rows, where the names are worth saying."""
 
