@@ -25,6 +25,7 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import time
 from collections import Counter
@@ -132,17 +133,23 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _counts(tool: str, rows: list[dict[str, Any]]) -> Table:
-    """The counts of each status by family, and the median share of parameters removed where exact."""
+    """The counts of each status by family; medians of the seconds, and of the share removed where exact."""
     table = Table(title=escape(f"{tool}: {len(rows)} architectures at half the channels"))
-    for column in ("family", "cases", *STATUSES, "removed (median)"):
+    for column in ("family", "cases", *STATUSES, "removed (median)", "seconds (median)"):
         table.add_column(column, justify="left" if column == "family" else "right")
     families = list(dict.fromkeys(row["family"] for row in rows))
     for family in (*families, "all"):
         part = [row for row in rows if family in ("all", row["family"])]
         count = Counter(row["status"] for row in part)
-        removed = sorted(row["removed"] for row in part if row["status"] == "exact")
-        median = f"{removed[len(removed) // 2]:.0%}" if removed else ""
-        table.add_row(family, str(len(part)), *(str(count[s] or "") for s in STATUSES), median)
+        removed = [row["removed"] for row in part if row["status"] == "exact"]
+        seconds = [row["seconds"] for row in part if "seconds" in row]
+        table.add_row(
+            family,
+            str(len(part)),
+            *(str(count[s] or "") for s in STATUSES),
+            f"{statistics.median(removed):.0%}" if removed else "",
+            f"{statistics.median(seconds):.1f}" if seconds else "",
+        )
     return table
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import structprune as sp
-from benchmarks import full_size, latency, streaming
+from benchmarks import coverage, full_size, latency, streaming
+from benchmarks.coverage_worker import judged
 from benchmarks.environment import environment
 from structprune.plan import GroupPlan, PruningPlan
 from structprune.surgery import apply_plan
@@ -218,3 +219,20 @@ def test_the_streaming_benchmark_end_to_end(tmp_path: Path, monkeypatch: pytest.
     steps = json.loads(out.read_text())["steps"]
     assert 0.49 < steps["cut"]["bytes_after"] / steps["cut"]["bytes_before"] <= 0.51
     assert [path.name for path in (tmp_path / "weights").iterdir()] == ["llama-3.2-1b-plan.json"]
+
+
+@pytest.mark.parametrize(("name", "other"), [("mpnet", "exact"), ("bert", "wrong")])
+def test_the_coverage_benchmark_judges_both_tools_alike(name: str, other: str) -> None:
+    """One oracle over both; torch-pruning cuts heads of bert in two, which only the values show."""
+    case = next(case for case in coverage.cases() if case.name == name)
+    ours, theirs = (judged(case, tool) for tool in coverage.TOOLS)
+    assert (ours["status"], theirs["status"]) == ("exact", other)
+    assert ours["removed"] > 0.5
+    assert ours["error"] < 1e-9
+    assert ours["seconds"] > 0
+
+
+def test_the_coverage_benchmark_has_the_families_that_people_use() -> None:
+    families = {case.family for case in coverage.cases()}
+    assert len(coverage.cases()) >= 60
+    assert {"text encoder", "detection", "segmentation", "state space", "mixture of experts"} <= families
