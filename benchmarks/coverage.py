@@ -63,16 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in chosen:
             print(f"{case.name:<28}{case.family:<20}{case.model}")
         return 0
-    tools = TOOLS if options.peers else TOOLS[:1]
-    work = [(case, tool) for case in chosen for tool in tools]
-    rows: list[dict[str, Any]] = []
+    tools = options.tool or (TOOLS if options.peers else TOOLS[:1])
+    rows = _done(options.out) if options.resume else []
+    done = {(row["case"], row["tool"]) for row in rows}
+    work = [(case, tool) for case in chosen for tool in tools if (case.name, tool) not in done]
     with ThreadPoolExecutor(options.jobs) as pool:
         for row in pool.map(lambda item: run_case(item[0], item[1], options.limit), work):
             rows.append(row)
             console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
             if options.out is not None:
                 _write(options.out, rows, options)
-    for tool in tools:
+    for tool in dict.fromkeys(row["tool"] for row in rows):
         console.print(_counts(tool, [row for row in rows if row["tool"] == tool]))
     return int(any(row["tool"] == TOOLS[0] and row["status"] in ("broken", "wrong", "hang") for row in rows))
 
@@ -153,6 +154,14 @@ def _counts(tool: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _done(path: Path | None) -> list[dict[str, Any]]:
+    """The rows of an earlier run, where it wrote any."""
+    if path is None or not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
 def _write(path: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     document = {"channels": 0.5, "limit_s": options.limit, "environment": environment(1), "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +173,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", metavar="GLOB", help="cases whose name begins so")
     parser.add_argument("--family", action="append", help="text encoder, detection, state space, ...")
     parser.add_argument("--peers", action="store_true", help="torch-pruning with its defaults as well")
+    parser.add_argument("--tool", action="append", choices=TOOLS, help="this one; structprune if left out")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows that --out has, and do the others"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of one thread each")
     parser.add_argument("--limit", type=float, default=60.0, metavar="SECONDS", help="for one case")
     parser.add_argument("--out", type=Path, help="write the rows as JSON, after every case")
