@@ -26,6 +26,7 @@ from structprune import checkpoint, streaming
 from structprune.checkpoint import open_checkpoint
 from structprune.errors import InputError, PlanError, StorageError
 from structprune.tensors import named_tensors
+from tests.nets.by_row import FREE
 
 INPUTS = {"input_ids": torch.arange(12).view(1, 12), "use_cache": False}
 
@@ -147,6 +148,20 @@ def test_chance_needs_no_weights() -> None:
     assert sp.score(model, graph, "random", seed=1)["0"].shape == (8,)
     with pytest.raises(InputError, match=r"'0.weight' is on the meta device.*weights=folder"):
         sp.score(model, graph, "l2")
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_choices_by_row_are_cut_in_files_too(name: str, tmp_path: Path) -> None:
+    model, x = FREE[name][0]()
+    graph = sp.trace(model, x)
+    by_row = [group.name for group in graph.groups if group.by and group.frozen is None]
+    plan = sp.select(graph, sp.score(model, graph), sp.Budget(channels=0.5), only=by_row)
+    assert any(group.by for group in plan.groups)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    sp.apply_plan_to_files(tmp_path, plan, tmp_path / "small")
+    small = load_file(tmp_path / "small" / "model.safetensors")
+    for tensor_name, tensor in sp.apply_plan(model, plan).state_dict().items():
+        assert torch.equal(small[tensor_name], tensor), tensor_name
 
 
 # Memory
