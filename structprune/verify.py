@@ -84,6 +84,8 @@ def verify(original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_in
             return _prove(original, pruned, plan, example_inputs, precision)
         except _OriginalFails as failure:  # kernels that take no float64: prove in the widest that they take
             failed = failed or failure.__cause__ or failure  # type: ignore[assignment]
+    if isinstance(failed, VerificationError):
+        raise failed
     raise VerificationError(
         f"the original fails on the example inputs with {type(failed).__name__}: {failed}"
     ) from failed
@@ -105,7 +107,7 @@ _REPORT = "Nothing that must stay is cut, so this is an error in structprune: pl
 
 
 class _OriginalFails(Exception):
-    """The original does not run in this precision."""
+    """The original does not run in this precision, or gives nothing finite."""
 
 
 def _prove(
@@ -124,9 +126,8 @@ def _prove(
     tolerance = _SINGLE if narrow else precision.tolerance
     numbers = [tensor for tensor in first if tensor.is_floating_point() and tensor.numel()]
     if numbers and not any(bool(tensor.isfinite().any()) for tensor in numbers):
-        raise VerificationError(
-            "no output has a finite number on the example inputs: nothing can be compared on them"
-        )
+        nothing = "no output has a finite number on the example inputs: nothing can be compared on them"
+        raise _OriginalFails from VerificationError(nothing)  # masks of a dtype's least number can do that
     noise_error = largest_error(first, second)
     if not noise_error <= tolerance:
         raise VerificationError(

@@ -159,6 +159,27 @@ def test_nothing_is_proven_on_numbers_that_are_not_finite() -> None:
         sp.prune(net, torch.full((3, 4), torch.nan) * torch.arange(4), sp.Budget(channels=0.5))
 
 
+class Overflowing(nn.Module):
+    """A network whose numbers overflow in float64 alone, as some masks of a dtype's least number do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.second(torch.relu(self.first(x)))
+        return (scores - 10.0 * torch.finfo(x.dtype).max / torch.finfo(torch.float32).max).softmax(-1)
+
+
+def test_what_overflows_in_double_is_proven_in_single() -> None:
+    net, x = Overflowing(), torch.randn(3, 4)
+    assert net.double()(x.double()).isnan().all()
+    assert net.float()(x).isfinite().all()
+    report = sp.prune(net.float(), x, sp.Budget(channels=0.5)).report.verify
+    assert report is not None
+    assert report.tolerance == 1e-4
+
+
 def test_load_leaves_a_living_model_alone(tmp_path: Path) -> None:
     net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
     before = net(x)
