@@ -1,5 +1,6 @@
 """structprune: smaller PyTorch networks, proven to compute what was promised."""
 
+from structprune.changes import Change
 from structprune.empty_weights import empty_weights
 from structprune.engines import trace
 from structprune.errors import (
@@ -16,6 +17,7 @@ from structprune.export import ExportReport, export_onnx
 from structprune.graph import ChannelGroup, DependencyGraph, Frozen, Layer
 from structprune.importance import score
 from structprune.inputs import parse_inputs
+from structprune.kinds import KINDS
 from structprune.latency import Measurement, Ratio, measure_latency, ratio
 from structprune.masking import finalize, nonzeros, sparsify
 from structprune.measure import count_macs, count_params, peak_activation_bytes, weight_bytes
@@ -27,15 +29,18 @@ from structprune.rules.custom import rule
 from structprune.select import select
 from structprune.storage import load, load_plans, save
 from structprune.streaming import FilesReport, apply_plan_to_files
+from structprune.summary import KindCut
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "KINDS",
     "Budget",
     "BudgetError",
     "Call",
+    "Change",
     "ChannelGroup",
     "DependencyGraph",
     "ExportError",
@@ -43,6 +48,7 @@ __all__ = [
     "FilesReport",
     "Frozen",
     "InputError",
+    "KindCut",
     "Layer",
     "Measurement",
     "PlanError",

@@ -12,11 +12,13 @@ from torch import nn
 
 from structprune import axes
 from structprune.axes import Atom, Expr, Frozen, Prod, Sum
+from structprune.changes import changes_by_axis
 from structprune.constraints import Settlement, settle
 from structprune.cutting import partner, places
 from structprune.graph import ChannelGroup, DependencyGraph, Member
 from structprune.plan import REMAINING
 from structprune.ragged import outer_axes
+from structprune.recognition import recognise
 from structprune.tensors import fingerprint
 from structprune.trace import Run, run_traced
 from structprune.wrappers import refuse_wrapped
@@ -104,7 +106,9 @@ def _groups(run: Run, settled: Settlement, outer: Outer) -> tuple[ChannelGroup, 
                 found.setdefault(leaf, []).append(Member(name, number, index, role, beside))
     names = _names(found)
     classes = settled.classes()
-    secondary = _secondary(expr for expr, _ in known.values())
+    rivals = _rivals(expr for expr, _ in known.values())
+    secondary = set(rivals) - _preferred(rivals)
+    kinds, changes = recognise(run), changes_by_axis(run.context.sites)
     ties: dict[Atom, int] = {}
     return tuple(
         ChannelGroup(
@@ -115,8 +119,11 @@ def _groups(run: Run, settled: Settlement, outer: Outer) -> tuple[ChannelGroup, 
             ties.setdefault(classes.get(leaf, leaf), len(ties)),
             leaf not in secondary,
             leaf,
-            tuple(names[other] for other in outer.get(leaf, ())),
-            math.prod(other.size for other in outer.get(leaf, ())),
+            by=tuple(names[other] for other in outer.get(leaf, ())),
+            rows=math.prod(other.size for other in outer.get(leaf, ())),
+            kind=kinds[leaf],
+            rivals=tuple(names[other] for other in rivals.get(leaf, ())),
+            changes=changes.get(leaf, ()),
         )
         for leaf, members in found.items()
     )
@@ -165,20 +172,26 @@ def _layer(members: list[Member]) -> str:
     return chosen.tensor.removesuffix(".weight")
 
 
-def _secondary(exprs: Iterable[Expr]) -> set[Atom]:
-    """Return the free factors that stay whole by default, because another factor of the same dimension is cut."""
-    rivals: dict[Atom, set[Atom]] = {}
+def _rivals(exprs: Iterable[Expr]) -> dict[Atom, dict[Atom, None]]:
+    """Return for each free factor of a dimension the other ones."""
+    rivals: dict[Atom, dict[Atom, None]] = {}
     for expr in exprs:
         for group in _products(expr):
-            for number, factor in enumerate(group):
-                others = {leaf for i, item in enumerate(group) if i != number for leaf in _open(item)}
-                for leaf in _open(factor):
-                    rivals.setdefault(leaf, set()).update(others - {leaf})
+            opened = [_open(item) for item in group]
+            for number, factor in enumerate(opened):
+                others = [leaf for i, item in enumerate(opened) if i != number for leaf in item]
+                for leaf in factor:
+                    rivals.setdefault(leaf, {}).update((other, None) for other in others if other is not leaf)
+    return rivals
+
+
+def _preferred(rivals: Mapping[Atom, Iterable[Atom]]) -> set[Atom]:
+    """Return the factors that are cut by default, no two of them of one dimension: the others stay whole."""
     chosen: set[Atom] = set()
     for leaf in sorted(rivals, key=lambda leaf: (-leaf.size, leaf.uid)):
-        if not rivals[leaf] & chosen:
+        if chosen.isdisjoint(rivals[leaf]):
             chosen.add(leaf)
-    return set(rivals) - chosen
+    return chosen
 
 
 def _open(expr: Expr) -> list[Atom]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from structprune import axes
 from structprune.axes import Atom, Expr, Frozen
+from structprune.changes import Change
 from structprune.choices import checked, cut_of, group_plan, kept_count, kept_of
 from structprune.constraints import Settlement, involved
 from structprune.cost import Polynomial, compile_products
@@ -51,6 +52,9 @@ class ChannelGroup:
     group that is not ``primary`` is one factor of a dimension (heads x head width) whose other factor is cut by
     default. ``by`` names the groups in each of whose channels this one may keep its own, equal in number: heads for a
     head width, the groups of a convolution for the channels in each; ``rows`` is how many such choices there are.
+    ``rivals`` names the free groups that are the other factors. ``kind`` says what the channels are for, one of
+    `structprune.KINDS`. ``changes`` lists the statistics (norms, softmax, means) that a cut would take over fewer
+    channels.
     """
 
     name: str
@@ -62,6 +66,9 @@ class ChannelGroup:
     atom: Atom = field(repr=False)
     by: tuple[str, ...] = ()
     rows: int = 1
+    kind: str = "hidden"
+    rivals: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:

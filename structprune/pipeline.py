@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from structprune.changes import Change, told
 from structprune.engines import trace
 from structprune.errors import InputError
 from structprune.graph import DependencyGraph
@@ -20,6 +21,7 @@ from structprune.plan import Budget, PruningPlan
 from structprune.rewriting import rewrite
 from structprune.select import select
 from structprune.selectors import module_names
+from structprune.summary import KindCut, changes_of, cuts_by_kind
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
 
@@ -28,13 +30,19 @@ __all__ = ["PruneReport", "PruneResult", "prune"]
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What a cut did: params and MACs before and after, what was proven, and what was left whole and why."""
+    """What a cut did: params and MACs before and after, what was proven, and what was left whole and why.
+
+    ``kinds`` says how much of each kind (heads, MLP widths, ...) stays; ``changes`` which statistics (norms, softmax,
+    means) are taken over fewer channels than before.
+    """
 
     params_before: int
     params_after: int
     macs_before: int
     macs_after: int
     groups_cut: int
+    kinds: tuple[KindCut, ...]
+    changes: tuple[Change, ...]
     frozen: tuple[tuple[str, str], ...]
     unused: tuple[str, ...]
     verify: VerifyReport | None
@@ -46,6 +54,10 @@ class PruneReport:
             f"{self.groups_cut} groups cut, {len(self.frozen)} left whole for a reason",
             str(self.verify) if self.verify else "not verified",
         ]
+        if self.kinds:
+            lines.insert(3, "kept   " + "; ".join(map(str, self.kinds)))
+        if self.changes:
+            lines.append(f"statistics over fewer channels: {told(self.changes)}")
         if self.unused:
             lines.append(_unused(self.unused))
         return "\n".join(lines)
@@ -91,12 +103,14 @@ def prune(
     """Return a smaller network that is proven to compute what the masked original computes.
 
     ``budget`` is a share of the original network's channels, params or MACs: of ``model``'s own, or, for a model
-    that was pruned before, of the one it began as. ``keep`` and ``only`` take layer or group names, globs and
-    modules. ``seed`` is for ``criterion="random"``. ``verify=False`` skips the proof; with ``inplace=True`` the
-    model itself is cut, once the proof holds. Each head and each group of a convolution keeps its own channels, as
-    many in all of them; with ``ragged=False`` the same in all. ``engine`` and ``engine_options`` are those of
-    `trace`. With ``rewrite=True`` the model is first made a graph that computes the same (see `rewrite`), where widths
-    that only the code ties come free; the result is that graph, pruned. Raises BudgetError, with the reachable range,
+    that was pruned before, of the one it began as. ``keep`` and ``only`` take layer or group names, globs, modules,
+    and kinds: ``only="heads"``, ``keep=["residual", "mlp"]`` (`structprune.KINDS`). A layer or group of that very
+    name comes first; ``"kind:mlp"`` is the kind all the same. ``seed`` is for ``criterion="random"``.
+    ``verify=False`` skips the proof; with ``inplace=True`` the model itself is cut, once the proof holds. Each head
+    and each group of a convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in
+    all. ``engine`` and ``engine_options`` are those of `trace`. With ``rewrite=True`` the model is
+    first made a graph that computes the same (see `rewrite`), where widths that only the code ties come free; the
+    result is that graph, pruned. Raises BudgetError, with the reachable range,
     TraceError and VerificationError; the model given is then as it was.
 
     >>> import torch
@@ -151,6 +165,8 @@ def _report(graph: DependencyGraph, plan: PruningPlan, proof: VerifyReport | Non
         macs_before=round(graph.price("macs", before)),
         macs_after=round(graph.price("macs", after)),
         groups_cut=int((after < before).sum()),
+        kinds=cuts_by_kind(graph.groups, after.tolist()),
+        changes=changes_of(graph.groups, after.tolist()),
         frozen=tuple((group.name, str(group.frozen)) for group in graph.groups if group.frozen is not None),
         unused=graph.unused,
         verify=proof,

@@ -53,19 +53,22 @@ def select(
     `multiple_of` aligns widths; a group keeps a multiple of it, or is left whole. `min_channels`, and
     `max_pruned` (largest share of a group removed), hold for every group, or per name or glob in a mapping.
     `keep` holds whole every group with a member in the named modules; `only` restricts the cut to groups that
-    the named modules produce. Both take group names, module names and globs. `normalize` ("mean" or "none")
-    says whether scores are divided by their group's mean before groups are compared; Network Slimming
-    compares them raw. `original` is the price of the network that `budget` is a fraction of (default: what
-    the graph knows of the network before it was ever pruned, else `graph` itself); for channels, the sum of
-    the free primary groups' sizes. `criterion` is only recorded. A group that may keep its own channels in each
-    channel of others (each head, each group of a convolution) keeps the best of each, as many in all of them; with
-    `ragged=False` the same in all, by the sum of their scores.
+    the named modules produce. All of these take group names, module names, globs, and kinds
+    (`structprune.KINDS`: "heads", "mlp", "residual", ...). A layer or group of that very name comes first, and
+    "kind:mlp" is the kind all the same. What stays whole by default, because it is one factor of a dimension
+    whose other one is cut (heads, beside their width), is cut where `only` asks for its kind.
+
+    `normalize` ("mean" or "none") says whether scores are divided by their group's mean before groups are
+    compared; Network Slimming compares them raw. `original` is the price of the network that `budget` is a
+    fraction of (default: what the graph knows of the network before it was ever pruned, else `graph` itself);
+    for channels, the sum of the sizes of the free groups that are cut by default or asked for. `criterion` is
+    only recorded. A group that may keep its own channels in each channel of others (each head, each group of a
+    convolution) keeps the best of each, as many in all of them; with `ragged=False` the same in all, by the sum
+    of their scores.
 
     Raises InputError for arguments that are wrong or name nothing, and BudgetError, with the reachable range,
     for a budget that cannot be met.
     """
-    if original is None:
-        original = getattr(graph, "original", {}).get(budget.quantity)
     bounds = Constraints(multiple_of, min_channels, max_pruned, _listed(keep), _listed(only))
     scope = _scope(scope, budget)
     candidates = candidate_groups(graph.groups, bounds)

@@ -1,4 +1,4 @@
-"""What a user may point at: layer and group names, globs, and the modules themselves."""
+"""What a user may point at: layer and group names, globs, kinds, and the modules themselves."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ __all__ = ["module_names"]
 
 def module_names(model: nn.Module, chosen: str | nn.Module | Iterable[str | nn.Module]) -> tuple[str, ...]:
     """Return the names of what was chosen; raises InputError for a module that is not the model's.
+
+    Strings stay as they are: names and globs, and where nothing is called so, kinds (see `select`).
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
     >>> module_names(net, ["1", net[0]])

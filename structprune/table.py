@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from structprune.graph import DependencyGraph
+from structprune.changes import told
 
-__all__ = ["graph_table"]
+if TYPE_CHECKING:
+    from structprune.graph import ChannelGroup, DependencyGraph
+
+__all__ = ["graph_table", "group_state"]
 
 
 def graph_table(graph: DependencyGraph) -> str:
-    """Return a table of the groups: name, channels, members, params and MACs they govern, free or why not."""
+    """Return a table of the groups: name, kind, channels, members, params and MACs they govern, free or why not."""
     params, macs = graph.governed("params"), graph.governed("macs")
-    header = ("group", "channels", "members", "params", "MACs", "free, or why not")
+    header = ("group", "kind", "channels", "members", "params", "MACs", "free, or why not")
     rows = [header]
     for number, group in enumerate(graph.groups):
-        state = "free" if group.primary else "free, on request"
         rows.append(
             (
                 group.name,
+                group.kind,
                 str(group.size),
                 str(len(group.members)),
                 f"{params[number]:,.0f}",
                 f"{macs[number]:,.0f}",
-                state if group.frozen is None else str(group.frozen),
+                group_state(group),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = [_line(row, widths) for row in rows]
     lines.insert(1, "-" * len(lines[0]))
     lines.append(
@@ -37,7 +39,15 @@ def graph_table(graph: DependencyGraph) -> str:
     return "\n".join(lines)
 
 
+def group_state(group: ChannelGroup) -> str:
+    """Return whether a group is free, and what a cut changes; or why it must stay."""
+    if group.frozen is not None:
+        return str(group.frozen)
+    state = "free" if group.primary else "free, on request"
+    return f"{state}; statistics: {told(group.changes)}" if group.changes else state
+
+
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = [row[0].ljust(widths[0])]
-    cells += [row[column].rjust(widths[column]) for column in range(1, 5)]
-    return "  ".join([*cells, row[5]])
+    cells = [row[column].ljust(widths[column]) for column in range(2)]
+    cells += [row[column].rjust(widths[column]) for column in range(2, 6)]
+    return "  ".join([*cells, row[6]])

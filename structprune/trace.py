@@ -78,6 +78,7 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
             traceback.clear_frames(error.__traceback__)
             tracer.context.dims.clear()
             tracer.context.live.clear()
+            tracer.context.derived.clear()
             forget(tracer.made)
     assert first is not None
     raise TraceError(
@@ -125,7 +126,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     args, kwargs = map_tensors((args, kwargs), admit)
     for tensor in tensors_in((args, kwargs)):
         context.dims[tensor] = tuple(Const(size, INPUT) for size in tensor.shape)
-        context.live[tensor] = ()
+        context.live[tensor] = 0
     clone.eval()
     _follow_layers(clone, context)
     with (
@@ -148,6 +149,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     del clone, result, args, kwargs, tensors, tensor
     context.dims.clear()
     context.live.clear()
+    context.derived.clear()
     forget(tracer.made)
     return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow, unused)
 

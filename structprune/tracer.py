@@ -87,7 +87,8 @@ class Tracer:
         self.kind = kind
         self.named = named
         dims: MutableMapping[Any, Dims] = IdentityMap() if kind == "meta" else WeakTensorKeyDictionary()
-        self.context = Context(dims, live=IdentityMap() if kind == "meta" else WeakTensorKeyDictionary())
+        live, derived = (IdentityMap() if kind == "meta" else WeakTensorKeyDictionary() for _ in range(2))
+        self.context = Context(dims, live=live, derived=derived)
         self.records: list[Record] = []
         self.muted = False
         self.narrow = False  # whether a number that depends on the inputs was ever less exact than float64
@@ -180,12 +181,28 @@ class Tracer:
             )
         tensors = list(iter_tensors((args, list(kwargs.values()))))
         self.read.update(map(id, tensors))
-        if any(tensor in live for tensor in tensors):
+        reached = any(tensor in live for tensor in tensors)
+        self._trail(name, tensors, live if reached else self.context.derived, out)
+        if reached:
             for tensor in iter_tensors((out,)):
-                live[tensor] = ()
                 self.narrow |= tensor.dtype in _NARROW
         self._record(name, tuple(dims.get(tensor) or () for tensor in tensors), args, out)
         self.context.index += 1
+
+    def _trail(self, name: str, given: list[torch.Tensor], flow: MutableMapping[Any, Any], out: Any) -> None:
+        """Keep in ``flow`` which layers made what the operation returned, as `Lineage` numbers them."""
+        context = self.context
+        read = [tensor for tensor in given if tensor in context.live or tensor in context.derived]
+        made = [context.live.get(tensor, 0) | context.derived.get(tensor, 0) for tensor in read]
+        reached = 0
+        for tensor in given:
+            reached |= context.live.get(tensor, 0)
+        follows = bool(read) or context.lineage.makes
+        dims = context.dims.get(out, ()) if isinstance(out, torch.Tensor) else ()
+        same = len({tensor.shape for tensor in read}) == 1
+        makers = context.lineage.passed(name, made, reached, same, dims)
+        for tensor in iter_tensors((out,)) if follows else ():
+            flow[tensor] = 0 if tensor.dtype == torch.bool else makers  # a mask carries no values on
 
     def note(self, out: Any) -> None:
         """Keep in mind, without keeping alive, what the run has made."""

@@ -21,6 +21,7 @@ from torch import nn
 
 from structprune import axes
 from structprune.assembly import settle_run
+from structprune.changes import Change, changes_by_axis
 from structprune.clone import structural_clone
 from structprune.cutting import Cut, positions
 from structprune.errors import InputError, StructpruneError, TraceError, VerificationError
@@ -36,16 +37,6 @@ from structprune.tensors import named_tensors
 from structprune.trace import Run, Tracer, run_traced
 
 __all__ = ["Change", "VerifyReport", "verify"]
-
-
-@dataclass(frozen=True)
-class Change:
-    """A statistic over a cut dimension: the network is no longer the masked original in the plain sense there."""
-
-    layer: str
-    operation: str
-    what: str
-    where: str
 
 
 @dataclass(frozen=True)
@@ -350,9 +341,5 @@ def _error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _changes(run: Run, cut: Cut) -> tuple[Change, ...]:
-    found = [
-        Change(site.layer, site.operation, site.changes, site.where)
-        for site in run.context.sites
-        if site.changes and any(leaf in cut for expr in site.reduced for leaf in axes.leaves(expr))
-    ]
-    return tuple(dict.fromkeys(found))
+    found = changes_by_axis(run.context.sites)
+    return tuple(dict.fromkeys(change for leaf in cut for change in found.get(leaf, ())))

@@ -96,14 +96,16 @@ def test_a_printed_graph_says_what_is_free_and_what_is_not() -> None:
     model = plain()
     lines = str(sp.trace(model, image()())).splitlines()
     header, rule, *rows, coverage = lines
-    assert header.split() == ["group", "channels", "members", "params", "MACs", "free,", "or", "why", "not"]
+    columns = ["group", "kind", "channels", "members", "params", "MACs", "free,", "or", "why", "not"]
+    assert header.split() == columns
     assert set(rule) == {"-"}
     cells = {row.split()[0]: row.split() for row in rows}
     # 0: its kernel, its bias, the consumer's kernel; 2: its kernel, its bias, the head's kernel behind the flatten.
-    assert cells["0"][1:] == ["8", "3", "656", "29,376", "free"]
-    assert cells["2"][1:] == ["6", "3", "918", "14,784", "free"]
-    assert cells["0.in"][5:] == ["model", "input"]
-    assert cells["4"][5:] == ["model", "output"]
+    assert cells["0"][1:] == ["conv", "8", "3", "656", "29,376", "free"]
+    assert cells["2"][1:] == ["conv", "6", "3", "918", "14,784", "free"]
+    assert cells["0.in"][1:4] == ["input", "3", "1"]
+    assert cells["0.in"][6:] == ["model", "input"]
+    assert cells["4"][6:] == ["model", "output"]
     assert coverage.startswith("coverage: 99.6% of the params and 100.0% of the MACs")
     assert "1 MAC = 2 FLOPs" in coverage
 

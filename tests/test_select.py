@@ -44,6 +44,8 @@ class Group:
     primary: bool = True
     by: tuple[str, ...] = ()
     rows: int = 1
+    kind: str = "conv"
+    rivals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,19 @@ ScopeOption = Annotated[
 MultipleOption = Annotated[int, typer.Option("--multiple-of", help="Keep widths that are multiples of this.")]
 KeepOption = Annotated[
     list[str] | None,
-    typer.Option("--keep", metavar="NAME", help="Leave this layer, group or glob whole. Repeatable."),
+    typer.Option(
+        "--keep",
+        metavar="NAME",
+        help="Leave this layer, group, glob or kind (heads, mlp, ...) whole. Repeatable.",
+    ),
 ]
 OnlyOption = Annotated[
     list[str] | None,
-    typer.Option("--only", metavar="NAME", help="Cut only this layer, group or glob. Repeatable."),
+    typer.Option(
+        "--only",
+        metavar="NAME",
+        help="Cut only this layer, group, glob or kind (heads, mlp, ...). Repeatable.",
+    ),
 ]
 
 

@@ -93,8 +93,17 @@ def prune(
             step("writing")
             plans = (*(() if folder is None else sp.load_plans(folder)), result.plan)
             files = write_files(result.model, plans, example, out_folder, onnx)
-        out.show(comparison_table(*sizes), _proof(result), *(f"wrote {name}" for name in files.values()))
+        out.show(
+            comparison_table(*sizes),
+            _kept(result),
+            _proof(result),
+            *(f"wrote {name}" for name in files.values()),
+        )
         out.result(_document(model, budget, sizes, result, files))
+
+
+def _kept(result: sp.PruneResult) -> str:
+    return "kept " + ("; ".join(map(str, result.report.kinds)) or "everything")
 
 
 def _proof(result: sp.PruneResult) -> str:
@@ -117,6 +126,8 @@ def _document(
         "scope": result.plan.scope,
         **comparison_document(*sizes),
         "widths": {group.name: [group.size, group.count] for group in result.plan.groups},
+        "kinds": [asdict(kind) for kind in result.report.kinds],
+        "changes": [asdict(change) for change in result.report.changes],
         "frozen": [{"group": name, "reason": reason} for name, reason in result.report.frozen],
         "proof": None if proof is None else asdict(proof),
         "files": files,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from structprune.graph import ChannelGroup, DependencyGraph
 from structprune.report.numbers import format_count
+from structprune.table import group_state
 
 __all__ = ["Coverage", "coverage", "graph_document", "graph_table", "types_table"]
 
@@ -37,23 +38,24 @@ def coverage(graph: DependencyGraph) -> Coverage:
 
 
 def graph_table(graph: DependencyGraph) -> Table:
-    """The group table: name, channels, members, the params and MACs it governs, free or why not."""
+    """The group table: name, kind, channels, members, the params and MACs it governs, free or why not."""
     table = Table(title="channel groups", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("group", overflow="fold")
+    table.add_column("kind")
     for column in ("channels", "members", "params", "MACs"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     governed = zip(graph.groups, graph.governed("params"), graph.governed("macs"), strict=True)
     for group, params, macs in governed:
         figures = (str(group.size), str(len(group.members)), format_count(params), format_count(macs))
-        table.add_row(Text(group.name), *figures, _state(group))
+        table.add_row(Text(group.name), Text(group.kind), *figures, _state(group))
     return table
 
 
 def _state(group: ChannelGroup) -> Text:
     if group.frozen is not None:
-        return Text(f"frozen: {group.frozen}", style="yellow")
-    return Text("free" if group.primary else "free, cut only if named", style="green")
+        return Text(f"frozen: {group_state(group)}", style="yellow")
+    return Text(group_state(group), style="green")
 
 
 def types_table(graph: DependencyGraph) -> Table:
@@ -85,12 +87,15 @@ def _group_document(group: ChannelGroup, params: int, macs: int) -> dict[str, An
     frozen = group.frozen
     return {
         "name": group.name,
+        "kind": group.kind,
         "channels": group.size,
         "free": frozen is None,
         "primary": group.primary,
         "reason": frozen.reason if frozen else None,
         "where": (frozen.where or None) if frozen else None,
         "tie": group.tie,
+        "rivals": list(group.rivals),
+        "changes": [asdict(change) for change in group.changes],
         "params": params,
         "macs": macs,
         "members": [{"tensor": m.tensor, "dim": m.dim, "role": m.role} for m in group.members],

@@ -10,6 +10,7 @@ import torch
 
 from structprune import axes
 from structprune.axes import Const, Expr, Frozen, Why
+from structprune.lineage import Lineage, Pairing, Stacked
 from structprune.nodes import Literal, Node
 from structprune.provenance import Ledger, node_of, plain, user_line
 
@@ -40,7 +41,7 @@ class Site:
 
     ``axes`` names, for a contraction, the dimension of each argument in which removed positions count as zero. A
     statistic has none: it is taken over the kept positions of all arguments, and ``integers`` are those that state a
-    size. ``changes`` says what a cut changes about the result (empty: nothing).
+    size. ``changes`` says what a cut of ``over`` changes about the result (empty: nothing).
     """
 
     index: int
@@ -53,6 +54,7 @@ class Site:
     outputs: tuple[Dims, ...] = ()
     integers: Mapping[str, Expr | tuple[Expr, ...]] = field(default_factory=dict)
     changes: str = ""
+    over: Dims = ()
 
 
 @dataclass(slots=True)
@@ -76,7 +78,9 @@ class Context:
     told_apart: list[Expr] = field(default_factory=list)
     costs: list[tuple[str, str, tuple[Expr, ...]]] = field(default_factory=list)
     foreign: set[str] = field(default_factory=set)
-    live: MutableMapping[Any, Any] = field(default_factory=dict)
+    live: MutableMapping[Any, Any] = field(default_factory=dict)  # what inputs reach: who made its values
+    derived: MutableMapping[Any, Any] = field(default_factory=dict)  # so for what layers made of none
+    lineage: Lineage = field(default_factory=Lineage)
 
 
 class Call:
@@ -234,19 +238,49 @@ class Call:
         """Note that a weight's dimension is one its layer produces (``out``) or contracts away (``in``)."""
         self.context.roles.setdefault(id(expr), role)
         (self.context.produced if role == "out" else self.context.consumed).append(expr)
+        weight = self.arguments.get("weight")
+        convolves = isinstance(weight, torch.Tensor) and weight.ndim > 2
+        self.context.lineage.weight(expr, role, convolves)
 
     def contract(self, reduced: Sequence[Expr], axes: Mapping[str, int]) -> None:
         """Note a contraction over ``reduced``; ``axes`` gives for each argument the dimension that is contracted."""
         self._reads_across(reduced)
         live = {name: axis for name, axis in axes.items() if self[name] in self.context.live}
+        self._flow(axes)
         axes = live or axes  # zero times a weight is zero: weights need no mask of their own
         self._site({name: self.dims(self[name]) for name in axes}, tuple(reduced), axes=axes)
+
+    def _flow(self, reduced: Mapping[str, int]) -> None:
+        """Note in the lineage a product of two activations, or of one with stacked weights."""
+        if len(reduced) != 2 or not isinstance(self.out, torch.Tensor):
+            return
+        (left, i), (right, j) = reduced.items()
+        mine, other, out = self.dims(self[left]), self.dims(self[right]), self.dims(self.out)
+        flows = [name for name in (left, right) if self._flows(self[name])]
+        if len(flows) == 2:
+            pairing = Pairing(mine, other, (mine[i], other[j]), out, complete="value" in self.arguments)
+            self.context.lineage.pair(pairing)
+        elif len(flows) == 1 and "weight" not in self.arguments:
+            first = flows[0] == right
+            weight, axis, read = (mine, i, other) if first else (other, j, mine)
+            if len(weight) > 2 and weight[axis].size > 1:
+                rest = (*weight[:axis], *weight[axis + 1 :])
+                self.context.lineage.stacked.append(Stacked(rest, read, out))
+
+    def _flows(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor holds activations: what inputs reach, and layers' views of learned positions."""
+        if tensor in self.context.live:
+            return True
+        return tensor.ndim > 2 and "weight" not in self.arguments and tensor in self.context.derived
 
     def statistic(
         self, changes: str, arguments: Mapping[str, Dims], reduced: Sequence[Expr], **more: Any
     ) -> None:
-        """Note a statistic over ``reduced``; ``changes`` says what a cut changes there (empty: nothing)."""
+        """Note a statistic over ``reduced``; ``changes`` says what a cut changes there (empty: nothing), ``over``
+        where that is not all of ``reduced``.
+        """
         self._reads_across(reduced)
+        more["over"] = tuple(more.get("over", reduced))
         self._site(arguments, tuple(reduced), changes=changes, **more)
 
     def _reads_across(self, reduced: Sequence[Expr]) -> None:

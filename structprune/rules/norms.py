@@ -94,7 +94,7 @@ def group_norm(c: Call) -> None:
     if "C" in c.arguments:
         integers |= {"N": dims[0], "C": dims[1], "HxW": product(dims[2:])}
     changes = "its statistics are taken over the kept channels" if free(inner) else ""
-    c.statistic(changes, arguments, [lead, inner], integers=integers)
+    c.statistic(changes, arguments, [lead, inner], integers=integers, over=[inner])
 
 
 @rule("_weight_norm_interface", "_weight_norm")

@@ -12,6 +12,7 @@ from structprune.errors import BudgetError
 from structprune.plan import Budget
 from structprune.selection.comparisons import Limit
 from structprune.selection.contract import Counts, GraphLike
+from structprune.selection.matching import kept_groups
 from structprune.selection.search import PriceLimit, ShareLimit
 from structprune.selection.units import Constraints, Unit
 
@@ -29,12 +30,13 @@ class Task:
     bounds: Constraints
 
     def limit(self, scope: str, original: float | None) -> Limit:
-        """The budget as a fraction of `original` (default: of the graph itself).
+        """The budget as a fraction of `original` (default: of what the graph knows of the network before it was
+        ever pruned, else of the graph itself).
 
         Raises BudgetError, with the reachable range, where even the least of all units is beyond it.
         """
         whole = self.price(np.array([group.size for group in self.graph.groups], dtype=np.int64))
-        reference = whole if original is None else original
+        reference = self._original(whole) if original is None else original
         if not whole > 0 or not reference > 0:
             raise BudgetError(self._unreachable(1.0, 1.0))
         if scope == "layer" and self.budget.quantity == "channels":
@@ -45,6 +47,15 @@ class Task:
         if not limit.admits(self.units):
             raise BudgetError(self._unreachable(limit.lowest(self.units), whole / reference))
         return limit
+
+    def _original(self, whole: float) -> float:
+        """The quantity in the network before it was ever pruned, as far as the graph knows."""
+        known: float | None = getattr(self.graph, "original", {}).get(self.budget.quantity)
+        if known is None or self.budget.quantity != "channels":
+            return whole if known is None else known
+        sizes = np.array([group.size for group in self.graph.groups], dtype=np.int64)
+        present = self.graph.price("channels", sizes)  # of the default groups; those asked for may be others
+        return whole * known / present if present else whole
 
     def price(self, counts: Counts) -> float:
         """The budget's quantity for counts per group. Only what can be cut counts as a channel."""
@@ -77,14 +88,26 @@ class Task:
             text += f"no group can be cut, so {highest:.4g} of the original's {quantity} stay"
         text += f" under {self.bounds}" if str(self.bounds) else ""
         cut = {position for unit in self.units for position in unit.positions}
-        held = [self.graph.groups[n].name for n in self.candidates if n not in cut]
+        held = [self._held(n) for n in self.candidates if n not in cut]
+        asked = kept_groups(self.graph.groups, self.bounds.only)
+        groups = sorted(enumerate(self.graph.groups), key=lambda item: item[0] not in asked)
         frozen = [
             f"{group.name} ({', '.join(filter(None, (group.frozen.reason, group.frozen.where)))})"
-            for group in self.graph.groups
+            for _, group in groups
             if group.frozen is not None
         ]
         text += f"; held whole by constraints and ties: {_first(held)}" if held else ""
         return text + (f"; frozen: {_first(frozen)}" if frozen else "")
+
+    def _held(self, position: int) -> str:
+        """A group that could be cut but for another one, which may not be and keeps the same number."""
+        group = self.graph.groups[position]
+        others = [
+            f"{other.name} ({other.kind})"
+            for n, other in enumerate(self.graph.groups)
+            if other.tie == group.tie and n not in self.candidates
+        ]
+        return group.name + (f" (keeps as many as {_first(others, 2)})" if others else "")
 
 
 def _first(names: Sequence[str], shown: int = 5) -> str:

@@ -1,0 +1,43 @@
+"""What a choice of channels did, told by the kinds of its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from structprune.changes import Change
+from structprune.graph import ChannelGroup
+
+__all__ = ["KindCut", "changes_of", "cuts_by_kind"]
+
+
+@dataclass(frozen=True)
+class KindCut:
+    """How many channels of one kind stay, of all that its groups had; only groups that were cut are counted."""
+
+    kind: str
+    groups: int
+    kept: int
+    channels: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} {self.kept:,} of {self.channels:,} in {self.groups} group{'s' * (self.groups > 1)}"
+        )
+
+
+def cuts_by_kind(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> tuple[KindCut, ...]:
+    """Return what was cut of each kind when each group keeps ``counts`` of its channels."""
+    found: dict[str, KindCut] = {}
+    for group, count in zip(groups, counts, strict=True):
+        if count < group.size:
+            known = found.get(group.kind, KindCut(group.kind, 0, 0, 0))
+            kept, channels = known.kept + int(count), known.channels + group.size
+            found[group.kind] = KindCut(group.kind, known.groups + 1, kept, channels)
+    return tuple(found.values())
+
+
+def changes_of(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> tuple[Change, ...]:
+    """Return the statistics that are taken over fewer channels when each group keeps ``counts``, each once."""
+    cut = (group for group, count in zip(groups, counts, strict=True) if count < group.size)
+    return tuple(dict.fromkeys(change for group in cut for change in group.changes))
