@@ -218,6 +218,13 @@ class TestPrice:
         graph.terms = [(30.0, (0,)), (50.0, (1,))]
         assert kept(select(graph, scores, Budget(macs=130 / 160))) == {"dear": [1]}
 
+    def test_many_small_steps_make_room_for_a_large_one(self) -> None:
+        groups = (conv("heads", 4, "head", tie=0), conv("mlp", 64, "head", tie=1))
+        graph = Graph(groups, [(64.0, (0,)), (1.0, (1,))])  # 320 in all, a head is worth the whole MLP
+        scores = {"heads": np.ones(4), "mlp": np.full(64, 3.0)}
+        plan = select(graph, scores, Budget(macs=160 / 320), scope="global", normalize="none")
+        assert widths(plan) == [2, 32]
+
     @pytest.mark.parametrize("scope", SCOPES)
     def test_ties_never_prune_too_much_nor_too_little(self, scope: str) -> None:
         graph = chain(32, 64, 32)

@@ -4,7 +4,8 @@ The order is fixed before, so the search only moves one number: the longest pref
 by doubling and halving. The step behind it does not fit, and since a price grows with every count, none of
 its unit ever will; the search goes on without that unit. That fills the budget with the most important
 channels that still fit, in a few hundred prices at most. Where that ends far from the budget, because steps
-are few and large, single steps are exchanged.
+are few and large, steps are exchanged: one of a unit for what else fits then, or what is least important for
+one that did not fit.
 """
 
 from __future__ import annotations
@@ -128,20 +129,23 @@ class _Fill:
 
 
 def _exchanges(fill: _Fill, units: Sequence[Unit], kept: Counts) -> Iterator[Counts]:
-    """Counts with one unit a step narrower and the others filled again, until one of them comes near the
-    budget.
+    """Other counts that are filled again, until some come near the budget: with one unit a step narrower; or
+    with one a step wider, and the others as wide as their importance and what is left allow.
 
     Where no step fits and yet much is left (few, large steps), some other mixture of steps may come closer.
     """
+    least = _least(units)
     for n, unit in enumerate(units):
         place = int(np.searchsorted(unit.allowed, kept[n]))
-        if place > 0:
-            narrower = kept.copy()
-            narrower[n] = unit.allowed[place - 1]
-            filled = fill(narrower, without=n)
-            yield filled
-            if fill.share(filled) >= fill.fraction * _NEAR:
-                return
+        for base, step, without in ((kept, place - 1, n), (least, place + 1, -1)):
+            if 0 <= step < len(unit.allowed):
+                start = base.copy()
+                start[n] = unit.allowed[step]
+                if fill.share(start) <= fill.fraction:
+                    filled = fill(start, without)
+                    yield filled
+                    if fill.share(filled) >= fill.fraction * _NEAR:
+                        return
 
 
 def longest(total: int, fits: Callable[[int], bool]) -> int:
