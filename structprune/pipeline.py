@@ -21,7 +21,7 @@ from structprune.plan import Budget, PruningPlan
 from structprune.rewriting import rewrite
 from structprune.select import select
 from structprune.selectors import module_names
-from structprune.summary import KindCut, changes_of, cuts_by_kind
+from structprune.summary import KindCut, changes_of, cuts_by_kind, left_whole
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
 
@@ -33,7 +33,8 @@ class PruneReport:
     """What a cut did: params and MACs before and after, what was proven, and what was left whole and why.
 
     ``kinds`` says how much of each kind (heads, MLP widths, ...) stays; ``changes`` which statistics (norms, softmax,
-    means) are taken over fewer channels than before.
+    means) are taken over fewer channels than before; ``frozen`` names groups that could not be cut, with the reason:
+    also those that were asked for, but keep as many channels as one that was not.
     """
 
     params_before: int
@@ -108,10 +109,10 @@ def prune(
     name comes first; ``"kind:mlp"`` is the kind all the same. ``seed`` is for ``criterion="random"``.
     ``verify=False`` skips the proof; with ``inplace=True`` the model itself is cut, once the proof holds. Each head
     and each group of a convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in
-    all. ``engine`` and ``engine_options`` are those of `trace`. With ``rewrite=True`` the model is
-    first made a graph that computes the same (see `rewrite`), where widths that only the code ties come free; the
-    result is that graph, pruned. Raises BudgetError, with the reachable range,
-    TraceError and VerificationError; the model given is then as it was.
+    all. ``engine`` and ``engine_options`` are those of `trace`. With ``rewrite=True`` the model is first made a graph
+    that computes the same (see `rewrite`), where widths that only the code ties come free; the result is that graph,
+    pruned. Raises BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as
+    it was.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -147,7 +148,7 @@ def prune(
     )
     small = apply_plan(model, plan)
     proof = _verify(model, small, plan, example_inputs) if verify else None
-    report = _report(graph, plan, proof)
+    report = _report(graph, plan, left_whole(graph.groups, keep, only), proof)
     return PruneResult(apply_plan(model, plan, inplace=True) if inplace else small, plan, report)
 
 
@@ -155,7 +156,12 @@ _verify = verify
 _rewrite = rewrite
 
 
-def _report(graph: DependencyGraph, plan: PruningPlan, proof: VerifyReport | None) -> PruneReport:
+def _report(
+    graph: DependencyGraph,
+    plan: PruningPlan,
+    whole: tuple[tuple[str, str], ...],
+    proof: VerifyReport | None,
+) -> PruneReport:
     before = graph.sizes()
     kept = {group.name: group.count for group in plan.groups}
     after = np.array([kept.get(group.name, group.size) for group in graph.groups], dtype=np.int64)
@@ -167,7 +173,7 @@ def _report(graph: DependencyGraph, plan: PruningPlan, proof: VerifyReport | Non
         groups_cut=int((after < before).sum()),
         kinds=cuts_by_kind(graph.groups, after.tolist()),
         changes=changes_of(graph.groups, after.tolist()),
-        frozen=tuple((group.name, str(group.frozen)) for group in graph.groups if group.frozen is not None),
+        frozen=whole,
         unused=graph.unused,
         verify=proof,
     )

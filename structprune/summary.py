@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from structprune.changes import Change
 from structprune.graph import ChannelGroup
+from structprune.selection.units import Constraints, candidate_groups
 
-__all__ = ["KindCut", "changes_of", "cuts_by_kind"]
+__all__ = ["KindCut", "changes_of", "cuts_by_kind", "left_whole"]
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,22 @@ def changes_of(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> tuple[C
     """Return the statistics that are taken over fewer channels when each group keeps ``counts``, each once."""
     cut = (group for group, count in zip(groups, counts, strict=True) if count < group.size)
     return tuple(dict.fromkeys(change for group in cut for change in group.changes))
+
+
+def left_whole(
+    groups: Sequence[ChannelGroup], keep: Sequence[str], only: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    """Return every group that cannot be cut, with the reason: frozen, or as many as another that is not to be cut."""
+    candidates = set(candidate_groups(groups, Constraints(keep=keep, only=only)))
+    still: dict[int, ChannelGroup] = {}
+    for position, group in enumerate(groups):
+        if position not in candidates:
+            still.setdefault(group.tie, group)
+    found = []
+    for position, group in enumerate(groups):
+        other = still.get(group.tie)
+        if group.frozen is not None:
+            found.append((group.name, str(group.frozen)))
+        elif position in candidates and other is not None:
+            found.append((group.name, f"keeps as many as {other.name} ({other.kind}), which is not cut"))
+    return tuple(found)

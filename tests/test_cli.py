@@ -107,6 +107,7 @@ def test_inspect_json_is_clean_though_the_model_prints(models: str) -> None:
     groups = {group["name"]: group for group in found["groups"]}
     assert groups["conv1"]["free"]
     assert groups["conv1"]["channels"] == 4
+    assert (groups["conv1"]["kind"], groups["conv1"]["changes"]) == ("conv", [])
     assert not groups["conv2"]["free"]
     assert groups["conv2"]["where"].startswith("models.py:")
     assert {(m["tensor"], m["dim"], m["role"]) for m in groups["conv1"]["members"]} >= {

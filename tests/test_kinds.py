@@ -369,6 +369,17 @@ def test_heads_that_the_code_ties_to_the_residual_say_so() -> None:
         sp.prune(case.build(), case.inputs(), sp.Budget(channels=0.5), only="heads")
 
 
+def test_heads_that_are_left_whole_beside_others_that_are_cut_are_reported() -> None:
+    tied, loose = attention.Indexed(heads=4), attention.Stored(heads=4)
+    model = nn.Sequential(nn.Linear(6, 16), attention.Block(tied), attention.Block(loose), nn.Linear(16, 5))
+    result = sp.prune(model.eval(), tokens(6)(), sp.Budget(channels=0.5), only="heads")
+    assert cut(result) == {"2.attention.q[0]": (2, 4)}
+    assert (
+        dict(result.report.frozen)["1.attention.qkv[1]"]
+        == "keeps as many as 0[0] (residual), which is not cut"
+    )
+
+
 def test_a_share_of_what_was_asked_for_is_its_own() -> None:
     """Heads do not count by default; asked for, their share is of the heads there are."""
     model, x = block()
