@@ -202,7 +202,8 @@ class Tracer:
         same = len({tensor.shape for tensor in read}) == 1
         makers = context.lineage.passed(name, made, reached, same, dims)
         for tensor in iter_tensors((out,)) if follows else ():
-            flow[tensor] = 0 if tensor.dtype == torch.bool else makers  # a mask carries no values on
+            values = tensor.is_floating_point() or tensor.is_complex()
+            flow[tensor] = makers if values else 0  # masks and positions carry no values on
 
     def note(self, out: Any) -> None:
         """Keep in mind, without keeping alive, what the run has made."""

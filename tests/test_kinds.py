@@ -163,6 +163,16 @@ def test_values_added_over_layers_do_not_make_heads_a_residual() -> None:
     assert found["q[0]"] == "heads"
 
 
+def test_biases_that_a_router_picks_do_not_make_an_mlp_a_residual() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        chosen = net.router(x).argmax(-1)
+        return net.down(F.relu(net.up(x) + net.biases[chosen]))
+
+    layers = {"router": nn.Linear(6, 4), "up": nn.Linear(6, 8, bias=False), "down": nn.Linear(8, 3)}
+    net = Net(forward, biases=nn.Parameter(torch.randn(4, 8)), **layers)
+    assert kinds_of(sp.trace(net, tokens(6)()))["up"] == "mlp"
+
+
 def test_a_product_of_two_activations_alone_is_no_attention() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         return net.a(x) @ net.b(x).transpose(-2, -1)
