@@ -379,6 +379,16 @@ def test_heads_that_the_code_ties_to_the_residual_say_so() -> None:
         sp.prune(case.build(), case.inputs(), sp.Budget(channels=0.5), only="heads")
 
 
+@pytest.mark.parametrize("name", ["fused qkv, unbind, sdpa", "multi-head attention module", "gqa by expand"])
+def test_rewriting_unties_what_the_code_ties(name: str) -> None:
+    case = CASES[name]
+    for only in ("heads", "head_dim"):
+        budget = sp.Budget(channels=0.5)
+        result = sp.prune(case.build().eval(), case.inputs(), budget, only=only, rewrite=True)
+        assert cut(result)
+        assert all(2 * left == size for left, size in cut(result).values())
+
+
 def test_heads_that_are_left_whole_beside_others_that_are_cut_are_reported() -> None:
     tied, loose = attention.Indexed(heads=4), attention.Stored(heads=4)
     model = nn.Sequential(nn.Linear(6, 16), attention.Block(tied), attention.Block(loose), nn.Linear(16, 5))
