@@ -97,6 +97,19 @@ def test_many_drawn_networks_are_pruned_exactly(program: Program, how: str, frac
     check(program, how, fraction)
 
 
+@pytest.mark.nightly
+@settings(RULES, max_examples=300, derandomize=False, print_blob=True)
+@given(networks(), FRACTIONS)
+def test_many_drawn_networks_are_rewritten_and_pruned_exactly(program: Program, fraction: float) -> None:
+    model, inputs = program.build(), program.inputs()
+
+    def prune(network: nn.Module, x: Any) -> nn.Module:
+        return sp.prune(network, x, sp.Budget(channels=fraction), rewrite=True).model
+
+    verdict = judge(model, inputs, prune, refusals=(sp.BudgetError,))
+    assert verdict.status in ("exact", "left whole", "refused"), f"{verdict.status}: {verdict.detail}"
+
+
 @settings(RULES, max_examples=40, phases=[Phase.explicit, Phase.generate])
 @given(networks(), st.randoms(use_true_random=False))
 def test_proof_and_judge_agree_about_spoiled_networks(program: Program, chance: random.Random) -> None:
