@@ -19,6 +19,7 @@ from structprune.graph import ChannelGroup, DependencyGraph, Member
 from structprune.plan import REMAINING
 from structprune.ragged import outer_axes
 from structprune.recognition import recognise
+from structprune.rehearsal import rehearse
 from structprune.tensors import fingerprint
 from structprune.trace import Run, run_traced
 from structprune.wrappers import refuse_wrapped
@@ -41,7 +42,11 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     [('0', 8)]
     """
     refuse_wrapped(model)
-    return assemble(run_traced(model, example_inputs), model)
+    run = run_traced(model, example_inputs)
+    settled = settle_run(run)
+    if rehearse(model, example_inputs, run, settled):
+        settled = settle_run(run)
+    return graph_of(run, settled, model, outer_axes(run))
 
 
 def assemble(run: Run, model: nn.Module) -> DependencyGraph:

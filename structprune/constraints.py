@@ -60,10 +60,11 @@ def settle(ledger: Ledger, refine: Callable[[], bool]) -> Settlement:
     while changed:
         _define_attributes(done, demands)
         changed = _freeze_tied(done)
+        classes = done.classes()
         for demand in demands:
-            if not _holds(done, demand):
+            if not _holds(done, demand, classes):
                 _repair(done, demand)
-                changed = True
+                classes, changed = done.classes(), True
         if not changed:
             changed = refine()
     done.comparisons = [c for c in compared if involved(done, (c.left, c.right))]
@@ -82,11 +83,20 @@ def _demands(ledger: Ledger) -> tuple[list[Equation], list[Comparison]]:
         if plain and key in seen:
             continue
         seen.add(key)
-        if (comparison.symbol == "eq") == comparison.truth and comparison.symbol in ("eq", "ne"):
+        same = (comparison.symbol == "eq") == comparison.truth and comparison.symbol in ("eq", "ne")
+        if same and not _is_remainder(comparison):
             demands.append(Equation(comparison.left, comparison.right, "a comparison", comparison.where))
         else:
             compared.append(comparison)
-    return [*ledger.equations, *demands], compared
+    # What a number in the code fixes comes first: where that holds, less may have to give for the others.
+    every = [*ledger.equations, *demands]
+    return sorted(every, key=lambda one: not isinstance(one.right, Literal)), compared
+
+
+def _is_remainder(comparison: Comparison) -> bool:
+    """Whether a multiple is asked for, as in `n % 8 == 0`: many counts are, so none is fixed."""
+    left, right = comparison.left, comparison.right
+    return isinstance(left, Operation) and left.symbol == "%" and isinstance(right, Literal)
 
 
 def _define_attributes(done: Settlement, demands: Iterable[Equation]) -> None:
@@ -205,11 +215,11 @@ def _samples(atoms: list[Atom], classes: Mapping[Atom, Atom]) -> Iterable[dict[A
         yield counts
 
 
-def _holds(done: Settlement, demand: Equation) -> bool:
+def _holds(done: Settlement, demand: Equation, classes: Mapping[Atom, Atom] | None = None) -> bool:
     atoms = involved(done, (demand.left, demand.right))
     if not atoms:
         return True
-    classes = done.classes() if done.ties else {}
+    classes = done.classes() if classes is None else classes
     return all(_equal(done, demand, counts) for counts in _samples(atoms, classes))
 
 

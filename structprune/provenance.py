@@ -30,6 +30,8 @@ __all__ = [
     "Operation",
     "Size",
     "TracedInt",
+    "asked_by_user",
+    "is_library",
     "node_of",
     "plain",
     "user_line",
@@ -50,7 +52,7 @@ def user_line() -> str:
             where = _line_behind(frame)
             if where:
                 return where
-        if not (name.startswith(_HERE) or _is_library(name)):
+        if not (name.startswith(_HERE) or is_library(name)):
             return f"{os.path.basename(name)}:{frame.f_lineno}"
         if frame.f_back is None:
             break
@@ -67,8 +69,19 @@ def _line_behind(frame: types.FrameType) -> str:
     return sources.get(statement.split("=")[0].strip(), "") if isinstance(sources, dict) else ""
 
 
-def _is_library(name: str) -> bool:
-    return name.startswith("<") or f"{os.sep}torch{os.sep}" in name or f"{os.sep}contextlib.py" in name
+def asked_by_user() -> bool:
+    """Return whether the innermost frame outside of structprune is neither torch's nor Python's own."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    name = frame.f_code.co_filename
+    return name.startswith("<eval_with_key>") or not is_library(name)
+
+
+def is_library(name: str) -> bool:
+    """Return whether a file of this name is torch's, numpy's, or no file of anybody's."""
+    parts = (f"{os.sep}torch{os.sep}", f"{os.sep}numpy{os.sep}", f"{os.sep}contextlib.py")
+    return name.startswith("<") or any(part in name for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,44 +255,22 @@ def _install_comparison(symbol: str, name: str, function: Callable[[Any, Any], b
 
 
 def _install_number(name: str) -> None:
-    method = getattr(int, f"__{name}__")
+    method = getattr(int, name)
 
-    def as_number(self: TracedInt, *others: Any) -> Any:
+    def as_number(self: TracedInt, *others: Any, **options: Any) -> Any:
         for operand in (self, *others):
             if isinstance(operand, TracedInt):
                 operand.ledger.number(operand)
-        return method(plain(self), *(plain(o) if isinstance(o, TracedInt) else o for o in others))
+        return method(plain(self), *(plain(o) if isinstance(o, TracedInt) else o for o in others), **options)
 
-    setattr(TracedInt, f"__{name}__", as_number)
+    setattr(TracedInt, name, as_number)
 
 
-for _name in [
-    "abs",
-    "round",
-    "trunc",
-    "floor",
-    "ceil",
-    "invert",
-    "lshift",
-    "rshift",
-    "and",
-    "or",
-    "xor",
-    "rlshift",
-    "rrshift",
-    "rand",
-    "ror",
-    "rxor",
-]:
-    _install_number(_name)
-
-_FLOOR = {"+": ("add", operator.add), "-": ("sub", operator.sub), "*": ("mul", operator.mul)}
-_FLOOR |= {"//": ("floordiv", operator.floordiv), "%": ("mod", operator.mod)}
-for _symbol, (_name, _function) in _FLOOR.items():
-    _install(_symbol, _name, _function)
 _UNARY = ("abs", "round", "trunc", "floor", "ceil", "invert")
 _BITS = ("lshift", "rshift", "and", "or", "xor", "rlshift", "rrshift", "rand", "ror", "rxor")
 for _name in (*_UNARY, *_BITS):
+    _install_number(f"__{_name}__")
+for _name in ("bit_length", "bit_count", "to_bytes", "as_integer_ratio"):
     _install_number(_name)
 
 _FLOOR = {"+": ("add", operator.add), "-": ("sub", operator.sub), "*": ("mul", operator.mul)}

@@ -19,13 +19,11 @@ from structprune.errors import StructpruneError
 from structprune.gathering import put, removed, take
 from structprune.rules import Site, lookup_function
 from structprune.rules.context import Dims, iter_tensors
-from structprune.trace import Tracer
+from structprune.tracer import LAYOUT, Tracer
 
-__all__ = ["LAYOUT", "OtherOperations", "Replay", "noise"]
+__all__ = ["OtherOperations", "Replay", "noise"]
 
 _DRAWN = 10_007
-LAYOUT = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous", "detach", "alias"))
-"""Operations that only settle how a tensor lies in memory: what is masked lies otherwise, so they are not counted."""
 
 
 class OtherOperations(StructpruneError):

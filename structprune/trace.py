@@ -7,6 +7,8 @@ values the real ones.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +26,9 @@ from structprune.rules import Context
 from structprune.rules.context import Dims, constants
 from structprune.stand_ins import SUBSTITUTES, output_tensors, random_state, transparent_functionals
 from structprune.tensors import slots
-from structprune.tracer import INPUT, Record, RuleError, Tracer, watching
+from structprune.tracer import INPUT, Record, RuleError, Step, Tracer, watching
 
-__all__ = ["Record", "Run", "Tracer", "run_traced"]
+__all__ = ["Record", "Run", "Tracer", "run_traced", "surroundings"]
 
 _TURNS = 16  # runs with other choices, at most, before what is still not chosen freezes its siblings
 
@@ -43,6 +45,7 @@ class Run:
     narrow: bool
     unused: frozenset[str]
     kept: list[Any] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     turned: list[Run] = field(default_factory=list)  # the runs with other choices
 
     @property
@@ -129,14 +132,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
         context.live[tensor] = 0
     clone.eval()
     _follow_layers(clone, context)
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        mode,
-        transparent_functionals(),
-        random_state(tracer.kind),
-        watching(tracer),
-    ):
+    with surroundings(tracer, mode):
         result = clone(*args, **kwargs)
     context.ledger.open = False
     outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
@@ -151,7 +147,23 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     context.live.clear()
     context.derived.clear()
     forget(tracer.made)
-    return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow, unused)
+    return Run(
+        context, named, outputs, tracer.records, tracer.kind, tracer.narrow, unused, steps=tracer.steps
+    )
+
+
+@contextmanager
+def surroundings(tracer: Tracer, mode: AbstractContextManager[Any]) -> Iterator[None]:
+    """Run what is inside under ``tracer``: no gradients, no fused kernels, the random state put back."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        mode,
+        transparent_functionals(),
+        random_state(tracer.kind),
+        watching(tracer),
+    ):
+        yield
 
 
 def _follow_layers(clone: nn.Module, context: Context) -> None:

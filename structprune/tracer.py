@@ -6,6 +6,7 @@ from, and sees the calls of torch's Python interface that are judged as a whole.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -22,13 +23,24 @@ from structprune.axes import Const, Expr, Frozen, product
 from structprune.errors import TraceError
 from structprune.inputs import map_tensors
 from structprune.nodes import Size
-from structprune.provenance import TracedInt, plain, user_line
+from structprune.provenance import TracedInt, asked_by_user, plain, user_line
 from structprune.rules import Call, Context, FunctionCall, Site, Uncovered, lookup, lookup_function, source
 from structprune.rules.context import Dims, constants, free, iter_tensors
 from structprune.shapes import shortcut
 from structprune.stand_ins import IdentityMap
 
-__all__ = ["INPUT", "Record", "RuleError", "Tracer", "watching"]
+__all__ = [
+    "INPUT",
+    "LAYOUT",
+    "READERS",
+    "Record",
+    "RuleError",
+    "Step",
+    "Tracer",
+    "numbers",
+    "on_meta",
+    "watching",
+]
 
 INPUT = Frozen("model input")
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
@@ -51,8 +63,14 @@ _ALWAYS = frozenset(
         *("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full"),
     )
 )
+LAYOUT = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous", "detach", "alias"))
+"""Operations that only settle how a tensor lies in memory: what is cut or masked lies otherwise."""
+_ASKING = frozenset(("dim", "contiguous", "is_contiguous"))
+_COMPUTED = frozenset(
+    ("number", "Optional[number]", "Tensor")
+)  # the types of arguments that are computed with
 _LEAVING = frozenset(("numpy", "tolist", "__array__", "__dlpack__"))
-_READERS = frozenset(("size", "numel", "nelement", "stride")) | _LEAVING
+READERS = frozenset(("size", "numel", "nelement", "stride", "__len__")) | _LEAVING
 _NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
 
 
@@ -77,6 +95,18 @@ class Record:
     writes: tuple[tuple[int, Dims, int], ...]
 
 
+@dataclass(slots=True)
+class Step:
+    """One call of torch's Python interface, with the numbers in it that are no sizes.
+
+    Which operations it is made of is torch's own choice, by memory layout too.
+    """
+
+    function: str
+    numbers: list[object]
+    where: str = ""
+
+
 class Tracer:
     """Judges operations as they pass; ``kind`` is ``"meta"``, ``"fake"`` or ``"real"``.
 
@@ -90,6 +120,7 @@ class Tracer:
         live, derived = (IdentityMap() if kind == "meta" else WeakTensorKeyDictionary() for _ in range(2))
         self.context = Context(dims, live=live, derived=derived)
         self.records: list[Record] = []
+        self.steps: list[Step] = [Step("", [])]
         self.muted = False
         self.narrow = False  # whether a number that depends on the inputs was ever less exact than float64
         self.read: set[int] = set()
@@ -100,10 +131,11 @@ class Tracer:
 
     def dispatch(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.kind == "meta":
-            args, kwargs = _on_meta(operation, args, kwargs)
+            args, kwargs = on_meta(operation, args, kwargs)
         if self.muted:
             return operation(*args, **kwargs)
         out = self.execute(operation, args, kwargs)
+        self.steps[-1].numbers.extend(numbers(operation, args, kwargs))
         rule, name, names, defaults, always = self._known.get(operation) or self._learn(operation)
         context = self.context
         sites = len(context.sites)
@@ -228,12 +260,16 @@ class Tracer:
         name = getattr(function, "__name__", "").partition(".")[0]  # an overload is named "narrow.default"
         if name == "__get__":
             return self.shape(args[0]) if function == _SHAPE else function(*args, **kwargs)
-        if name in _READERS and isinstance(args[0], torch.Tensor):
+        if name in READERS and isinstance(args[0], torch.Tensor):
             if name in ("size", "numel", "nelement"):
                 return self._sizes(name, args, kwargs)
             if name == "stride":
                 return self._strides(args, kwargs)
+            if name == "__len__":  # a plain int, whatever is returned
+                self.context.exposed |= any(free(dim) for dim in self.context.dims.get(args[0], ())[:1])
+                return function(*args, **kwargs)
             self._leaves(name, args[0])
+        self.began(name, args, kwargs)
         call = FunctionCall(name, [], args, kwargs)
         _collect(call, args)
         _collect(call, tuple(kwargs.values()))
@@ -248,10 +284,18 @@ class Tracer:
         finally:
             self.context.function = outer
         if call.traced:
+            if name == "__getitem__":
+                self._whole_slices(call)
             for position, value in enumerate(call.ints):
                 if isinstance(value, TracedInt) and position not in call.used:
                     self.context.ledger.number(value)
         return out
+
+    def began(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note a step of the user's code; what only asks for how a tensor lies is none."""
+        if name not in _ASKING:
+            floats = [value for value in (*args, *kwargs.values()) if isinstance(value, float)]
+            self.steps.append(Step(name, list(floats)))
 
     def _as_one(
         self, found: Any, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -282,7 +326,10 @@ class Tracer:
         return torch.Size([self._traced(size, dim) for size, dim in zip(plain, dims, strict=True)])
 
     def _traced(self, size: int, dim: Expr) -> int:
-        return TracedInt(size, Size(dim), self.context.ledger) if free(dim) else size
+        if not free(dim):
+            return size
+        self.context.exposed = self.context.exposed or asked_by_user()
+        return TracedInt(size, Size(dim), self.context.ledger)
 
     def _sizes(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         shape = self.shape(args[0])
@@ -304,11 +351,34 @@ class Tracer:
             strides = tuple(self._traced(n, product(dims[i + 1 :])) for i, n in enumerate(strides))
         return strides if chosen is None else strides[plain(chosen)]
 
+    def _whole_slices(self, call: FunctionCall) -> None:
+        """A slice that ends where its dimension does is no operation: it must go on reaching that far."""
+        tensor, index = call.args[0], call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+        if not all(isinstance(one, slice | int) for one in index):
+            return
+        for dim, one in zip(self.context.dims.get(tensor, ()), index, strict=False):
+            stop = one.stop if isinstance(one, slice) else None
+            if isinstance(stop, TracedInt) and plain(stop) >= dim.size:
+                call.used.update(i for i, value in enumerate(call.ints) if value is stop)
+                self.context.ledger.compare(
+                    operator.ge, "ge", stop, TracedInt(dim.size, Size(dim), stop.ledger)
+                )
+
     def _leaves(self, name: str, tensor: torch.Tensor) -> None:
         """What happens to numbers outside of torch is not seen."""
         for dim in self.context.dims.get(tensor, ()):
             if free(dim):
                 axes.freeze(dim, Frozen(f"{name}() takes these numbers out of torch", user_line()))
+
+
+def numbers(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[object]:
+    """Yield the numbers among the arguments; an int counts where the operation computes with it."""
+    for position, argument in enumerate(operation._schema.arguments):
+        value = args[position] if position < len(args) else kwargs.get(argument.name)
+        if isinstance(value, float):
+            yield value
+        elif isinstance(value, int) and (argument.name == "k" or str(argument.type) in _COMPUTED):
+            yield plain(value)
 
 
 def _written(operation: Any, arguments: dict[str, Any]) -> list[Any]:
@@ -363,10 +433,10 @@ def _collect(call: FunctionCall, values: Any) -> None:
             _collect(call, (value.start, value.stop, value.step))
 
 
-def _on_meta(
+def on_meta(
     operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Move what an operation creates, or what was created outside the trace, to the meta device."""
+    """Return the arguments, with what an operation creates and what was created outside the trace on meta."""
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("meta")}
     tensors = list(iter_tensors((args, list(kwargs.values()))))

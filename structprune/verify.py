@@ -30,11 +30,12 @@ from structprune.inputs import map_tensors
 from structprune.live import LiveReplay
 from structprune.plan import PruningPlan
 from structprune.recovery import cut_by
-from structprune.replay import LAYOUT, OtherOperations, Replay, noise
+from structprune.replay import OtherOperations, Replay, noise
 from structprune.stand_ins import output_tensors
 from structprune.surgery import check_plan
 from structprune.tensors import named_tensors
 from structprune.trace import Run, Tracer, run_traced
+from structprune.tracer import LAYOUT
 
 __all__ = ["Change", "VerifyReport", "verify"]
 

@@ -81,6 +81,7 @@ class Context:
     live: MutableMapping[Any, Any] = field(default_factory=dict)  # what inputs reach: who made its values
     derived: MutableMapping[Any, Any] = field(default_factory=dict)  # so for what layers made of none
     lineage: Lineage = field(default_factory=Lineage)
+    exposed: bool = False  # whether code of the user's was handed a size that may change
 
 
 class Call:
