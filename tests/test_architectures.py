@@ -29,7 +29,7 @@ OUTCOMES: dict[str, str] = {
     "linspace": "refused: stem (linspace numbers its positions",
     "mean by hand": "refused: stem (the code uses this size, 8, as a number",
     "number of channels": "refused: stem (the code uses this size, 8, as a number",
-    "tags lost in int()": "refused: stem (the code uses this size, 8, as a number",
+    "tags lost in int()": "refused: stem (a view is written with the number 8",
     "pooling across channels": "refused: stem (avg_pool3d runs along this dimension",
     "square matrices of channels": "refused: stem (_linalg_det works on whole matrices",
     "numpy": "refused: stem (numpy() takes these numbers out of torch",
