@@ -20,7 +20,7 @@ from structprune.plan import REMAINING
 from structprune.ragged import outer_axes
 from structprune.recognition import recognise
 from structprune.rehearsal import rehearse
-from structprune.tensors import fingerprint
+from structprune.tensors import fingerprint, slots
 from structprune.trace import Run, run_traced
 from structprune.wrappers import refuse_wrapped
 
@@ -59,7 +59,8 @@ def graph_of(
     run: Run, settled: Settlement, model: nn.Module, outer: Outer = MappingProxyType({})
 ) -> DependencyGraph:
     """Return the graph of a run whose axes are final; ``outer`` are the axes over which each may be ragged."""
-    parameters = frozenset(name for name, _ in model.named_parameters())
+    # not named_parameters(): a wrapper may leave its own name out there
+    parameters = frozenset(slot.name for slot in slots(model) if slot.kind == "parameter")
     present = getattr(model, REMAINING, {})
     return DependencyGraph(
         _groups(run, settled, outer), run, settled, fingerprint(model), parameters, present

@@ -8,17 +8,21 @@ mean several arguments or one argument that is a list. The command line's spelli
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from structprune.errors import InputError
+from structprune.outputs import attributes
 
 __all__ = [
     "batch_size",
@@ -80,24 +84,46 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[Any, Any]]:
 
 
 def map_tensors(tree: Any, fn: Callable[[Tensor], Any]) -> Any:
-    """The same tree with `fn` applied to every tensor: lists, tuples, dicts, other mappings and dataclasses.
+    """The same tree with `fn` applied to every tensor: lists, tuples, dicts, other mappings, dataclasses, objects.
+
+    What is registered with `torch.utils._pytree` is taken apart as registered. An object of another class is copied
+    where an attribute of it holds a tensor, at any depth; modules and functions stay as they are.
 
     >>> map_tensors({"a": [torch.ones(2), 3]}, lambda t: t.shape[0])
     {'a': [2, 3]}
     """
-    return pytree.tree_map(lambda leaf: _map_leaf(leaf, fn), tree)
+    return _map(tree, fn, {})
 
 
-def _map_leaf(leaf: Any, fn: Callable[[Tensor], Any]) -> Any:
+def _map(tree: Any, fn: Callable[[Tensor], Any], copies: dict[int, Any]) -> Any:
+    return pytree.tree_map(lambda leaf: _map_leaf(leaf, fn, copies), tree)
+
+
+def _map_leaf(leaf: Any, fn: Callable[[Tensor], Any], copies: dict[int, Any]) -> Any:
     if isinstance(leaf, Tensor):
         return fn(leaf)
     if isinstance(leaf, Mapping):  # a mapping that pytree does not know, such as a tokenizer's encoding
         kind: Callable[[dict[Any, Any]], Any] = type(leaf)
-        return kind({key: map_tensors(value, fn) for key, value in leaf.items()})
+        return kind({key: _map(value, fn, copies) for key, value in leaf.items()})
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-        values = {f.name: map_tensors(getattr(leaf, f.name), fn) for f in dataclasses.fields(leaf) if f.init}
+        values = {f.name: _map(getattr(leaf, f.name), fn, copies) for f in dataclasses.fields(leaf) if f.init}
         return dataclasses.replace(leaf, **values)
-    return leaf
+    if id(leaf) in copies:
+        return copies[id(leaf)]
+    held = _held(leaf)
+    if not held or not tensors_in(leaf):
+        return leaf
+    copies[id(leaf)] = copied = copy.copy(leaf)
+    for name, value in held.items():
+        object.__setattr__(copied, name, _map(value, fn, copies))
+    return copied
+
+
+def _held(value: Any) -> dict[str, Any]:
+    """The attributes of an object that stands for its data alone: no module, function, type or array."""
+    if isinstance(value, nn.Module | types.ModuleType | type | np.ndarray) or callable(value):
+        return {}
+    return attributes(value)
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
@@ -115,16 +141,24 @@ def named_tensors(tree: Any) -> list[tuple[str, Tensor]]:
     >>> [name for name, _ in named_tensors({"k": (torch.zeros(2), [torch.zeros(3)]), "flag": True})]
     ['k_0', 'k_1_0']
     """
+    return list(_named(tree, set()))
+
+
+def _named(tree: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     if isinstance(tree, Tensor):
-        return [("", tree)]
-    found = []
-    for key, value in _children(tree):
-        for name, tensor in named_tensors(value):
-            found.append((f"{key}_{name}" if name else key, tensor))
-    return found
+        yield "", tree
+        return
+    children = _children(tree)
+    if children is None:  # an object: it may hold the one that holds it
+        children = [] if id(tree) in seen else list(_held(tree).items())
+        seen.add(id(tree))
+    for key, value in children:
+        for name, tensor in _named(value, seen):
+            yield (f"{key}_{name}" if name else key), tensor
 
 
-def _children(tree: Any) -> list[tuple[str, Any]]:
+def _children(tree: Any) -> list[tuple[str, Any]] | None:
+    """What a container holds, by name; None for what is no container."""
     if isinstance(tree, Mapping):
         return [(str(key), value) for key, value in tree.items()]
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -135,7 +169,7 @@ def _children(tree: Any) -> list[tuple[str, Any]]:
         return [(str(position), value) for position, value in enumerate(tree)]
     leaves = pytree.tree_leaves(tree)
     if len(leaves) == 1 and leaves[0] is tree:
-        return []
+        return None
     return [(str(position), leaf) for position, leaf in enumerate(leaves)]
 
 

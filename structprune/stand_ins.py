@@ -13,7 +13,7 @@ from torch import nn
 
 from structprune.rules.context import Dims
 
-__all__ = ["SUBSTITUTES", "IdentityMap", "output_tensors", "random_state", "transparent_functionals"]
+__all__ = ["SUBSTITUTES", "IdentityMap", "random_state", "transparent_functionals"]
 
 _FASTPATH = threading.RLock()
 
@@ -45,29 +45,6 @@ class IdentityMap(MutableMapping[Any, Dims]):
 
     def __len__(self) -> int:
         return len(self._items)
-
-
-def output_tensors(result: Any) -> list[torch.Tensor]:
-    """Return the tensors of a model's output, in any nest of lists, tuples, dicts, dataclasses or plain objects."""
-    found: list[torch.Tensor] = []
-    seen: set[int] = set()
-    waiting = [result]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif id(value) not in seen and not isinstance(value, nn.Module):
-            seen.add(id(value))
-            waiting.extend(reversed(_inside(value)))
-    return found
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict) or hasattr(value, "items"):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    return list(getattr(value, "__dict__", {}).values())
 
 
 def _as_parameter(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

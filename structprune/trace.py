@@ -21,10 +21,12 @@ from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import map_tensors, normalize_inputs, tensors_in
 from structprune.leftovers import forget
+from structprune.outputs import output_integers, output_tensors
+from structprune.provenance import TracedInt
 from structprune.routing import CHOICES, Rerouted, freeze_siblings
 from structprune.rules import Context
 from structprune.rules.context import Dims, constants
-from structprune.stand_ins import SUBSTITUTES, output_tensors, random_state, transparent_functionals
+from structprune.stand_ins import SUBSTITUTES, random_state, transparent_functionals
 from structprune.tensors import slots
 from structprune.tracer import INPUT, Record, RuleError, Step, Tracer, watching
 
@@ -134,6 +136,9 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     _follow_layers(clone, context)
     with surroundings(tracer, mode):
         result = clone(*args, **kwargs)
+    for number in output_integers(result):
+        if isinstance(number, TracedInt):  # a size that the caller gets to see
+            context.ledger.number(number)
     context.ledger.open = False
     outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
     unused = frozenset(name for name, tensor in tensors.items() if id(tensor) not in tracer.read)

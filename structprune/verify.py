@@ -28,10 +28,10 @@ from structprune.errors import InputError, StructpruneError, TraceError, Verific
 from structprune.gathering import removed, take
 from structprune.inputs import map_tensors
 from structprune.live import LiveReplay
+from structprune.outputs import output_tensors, output_values
 from structprune.plan import PruningPlan
 from structprune.recovery import cut_by
 from structprune.replay import OtherOperations, Replay, noise
-from structprune.stand_ins import output_tensors
 from structprune.surgery import check_plan
 from structprune.tensors import named_tensors
 from structprune.trace import Run, Tracer, run_traced
@@ -116,6 +116,10 @@ def _prove(
         raise _OriginalFails from error
     narrow = proof.run.narrow and precision.dtype == torch.float64
     tolerance = _SINGLE if narrow else precision.tolerance
+    if not any(tensor.numel() for tensor in first):
+        raise VerificationError(
+            "the model returns nothing on the example inputs that could be compared: give inputs on which it does"
+        )
     numbers = [tensor for tensor in first if tensor.is_floating_point() and tensor.numel()]
     if numbers and not any(bool(tensor.isfinite().any()) for tensor in numbers):
         nothing = "no output has a finite number on the example inputs: nothing can be compared on them"
@@ -183,7 +187,7 @@ class _Proof:
             raise OtherOperations(
                 f"{replay.context.index} operations, where the trace had {len(self.operations)}"
             )
-        return output_tensors(run.kept)
+        return output_values(run.kept)
 
     def cut_though_frozen(self) -> str:
         """Return a sentence about something that the plan cuts though the trace says that it must stay, or nothing."""
@@ -246,7 +250,7 @@ class _LiveProof(_Proof):
         for name, dims in self.run.named.items():
             _fill_removed(self.tensors[name], dims, self.cut, generator)
         run = run_traced(self.reference, self.inputs, LiveReplay(self.run.named, self.cut, generator))
-        return output_tensors(run.kept)
+        return output_values(run.kept)
 
     def first_difference_of_noises(self, tolerance: float) -> str:
         return "the model's outputs"
@@ -281,7 +285,8 @@ def _informative(example_inputs: Any, precision: _Precision) -> Any:
 
     def better(tensor: torch.Tensor) -> torch.Tensor:
         tensor = _cast(tensor.detach(), precision)
-        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+        plain = tensor.layout == torch.strided and tensor.is_floating_point()
+        if plain and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
             return torch.randn(tensor.shape, generator=generator).to(tensor)
         return tensor
 
@@ -307,7 +312,7 @@ def _fill_removed(tensor: torch.Tensor, dims: Any, cut: Cut, generator: torch.Ge
 def _outputs_of(small: nn.Module, inputs: Any) -> list[torch.Tensor]:
     replay = Replay({}, {}, torch.Generator())
     try:
-        return output_tensors(run_traced(small, inputs, replay).kept)
+        return output_values(run_traced(small, inputs, replay).kept)
     except StructpruneError:
         raise
     except Exception as error:  # the boundary around the user's forward on the pruned tensors

@@ -23,7 +23,7 @@ from structprune.engines.translation import Findings, graph_from
 from structprune.errors import InputError, TraceError
 from structprune.graph import DependencyGraph
 from structprune.inputs import normalize_inputs
-from structprune.stand_ins import output_tensors
+from structprune.outputs import output_tensors
 from structprune.tensors import named_tensors, slots
 from structprune.trace import run_traced
 from structprune.wrappers import refuse_wrapped
