@@ -34,8 +34,39 @@ def cut_by(plan: PruningPlan, run: Run) -> dict[Atom, Choice]:
             if not _same(wanted.get(number), given.get(number), number):
                 raise VerificationError(
                     f"the plan cuts dimension {number} of {name!r} otherwise than the tensors it belongs with"
+                    f"{_example(run, plan, name, number)}"
                 )
     return cut
+
+
+def _example(run: Run, plan: PruningPlan, name: str, dim: int) -> str:
+    """Return a position that the plan keeps there and removes in another tensor that has the same channel, or the
+    other way round; nothing where the cut is not the same along the whole of the tensors.
+    """
+    expr, given = run.named[name][dim], _flat(plan, run, name, dim)
+    for leaf, index in axes.members(expr):
+        for other, dims in run.named.items():
+            for number, facing in enumerate(dims):
+                for same, where in axes.members(facing):
+                    theirs = _flat(plan, run, other, number)
+                    if same is not leaf or (other, number) == (name, dim) or given is None or theirs is None:
+                        continue
+                    odd = np.setxor1d(index[given], where[theirs])
+                    odd = odd[odd >= 0]
+                    if len(odd):
+                        here, there = np.flatnonzero(index == odd[0])[0], np.flatnonzero(where == odd[0])[0]
+                        verbs = ("keeps", "removes") if odd[0] in index[given] else ("removes", "keeps")
+                        return (
+                            f": it {verbs[0]} position {here} there and {verbs[1]} position {there} of dimension "
+                            f"{number} of {other!r}, which is the same channel"
+                        )
+    return ""
+
+
+def _flat(plan: PruningPlan, run: Run, name: str, dim: int) -> np.ndarray | None:
+    """Return the positions that a plan keeps of a dimension, None where they differ along the tensor."""
+    kept = plan.index(name).get(dim, np.arange(run.named[name][dim].size))
+    return kept if kept.ndim == 1 else None
 
 
 def _spoken(
