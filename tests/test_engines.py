@@ -192,7 +192,9 @@ def test_the_proof_catches_what_torch_pruning_gets_wrong(name: str) -> None:
     torch.manual_seed(0)
     model, x = WRONG[name](), image()()
     before = model(x)
-    with pytest.raises(sp.VerificationError, match=r"it (keeps|removes) position .*, which is the same channel"):
+    with pytest.raises(
+        sp.VerificationError, match=r"it (keeps|removes) position .*, which is the same channel"
+    ):
         sp.prune(model, x, Half, engine="torch-pruning")
     assert torch.equal(model(x), before)
     ours = judge(model, x, lambda net, inputs: sp.prune(net, inputs, Half).model)
