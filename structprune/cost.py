@@ -39,6 +39,13 @@ class Polynomial:
         """Return the value at ``counts`` (one number for each variable)."""
         return float(self.constant + self._products(counts).sum())
 
+    def many(self, counts: np.ndarray) -> np.ndarray:
+        """Return the values at ``counts``, float64 ``[choices]`` for ``[choices, variables]``."""
+        extended = np.hstack([np.asarray(counts, dtype=np.float64), np.ones((len(counts), 1))])
+        products = self._coefficients * extended[:, self._index].prod(axis=2)
+        values: np.ndarray = self.constant + products.sum(axis=1)
+        return values
+
     def governed(self, counts: np.ndarray) -> np.ndarray:
         """Return for each variable the sum of the terms it occurs in, float64 ``[variables]``."""
         products = self._products(counts)

@@ -22,10 +22,22 @@ from structprune.errors import ExportError, InputError
 from structprune.runtimes.onnx_convert import convert, save_model
 from structprune.runtimes.registry import TimedCall, register_runtime
 
-__all__ = ["onnxruntime_cpu", "onnxruntime_cuda", "open_session", "to_numpy"]
+__all__ = ["onnxruntime_cpu", "onnxruntime_cuda", "open_session", "session_options", "to_numpy"]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options for sessions that take turns: `threads` intra-op threads, one inter-op thread, no spinning."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
 
 
 def open_session(path: Path, threads: int, providers: Sequence[str] = (CPU,)) -> onnxruntime.InferenceSession:
@@ -34,13 +46,7 @@ def open_session(path: Path, threads: int, providers: Sequence[str] = (CPU,)) ->
     Raises:
         ExportError: where onnxruntime cannot run the file.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options = session_options(threads)
     try:
         return onnxruntime.InferenceSession(str(path), sess_options=options, providers=list(providers))
     except Exception as error:

@@ -1,0 +1,87 @@
+"""Profiles on disk: one file of JSON lines for each network, runtime and machine; a broken last line is no harm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from structprune.graph import DependencyGraph
+from structprune.inputs import tensors_in
+from structprune.runtimes.environment import describe_environment
+from structprune.runtimes.kernels import Kernel, Profile
+
+__all__ = ["Cache", "cache_folder"]
+
+_FORMAT = 1
+
+
+def cache_folder() -> Path:
+    """The folder of measured latencies: STRUCTPRUNE_CACHE, or structprune in the user's cache folder."""
+    if own := os.environ.get("STRUCTPRUNE_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path.home() / ".cache") / "structprune"
+
+
+class Cache:
+    """The profiles of one network on one runtime of this machine, by counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[tuple[int, ...], Profile] = {}
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                self._read(line)
+
+    @classmethod
+    def of(cls, graph: DependencyGraph, inputs: Any, runtime: str, threads: int) -> Cache:
+        """The cache of a traced network with these inputs."""
+        described = {
+            "format": _FORMAT,
+            "network": graph.fingerprint,
+            "operations": [(record.layer, record.operation) for record in graph.run.records],
+            "groups": [(group.size, group.tie) for group in graph.groups],
+            "inputs": [(str(t.dtype), list(t.shape)) for t in tensors_in(inputs)],
+            "runtime": runtime,
+            "threads": threads,
+            "environment": describe_environment(),
+        }
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return cls(cache_folder() / "latency" / f"{digest[:32]}.jsonl")
+
+    def get(self, counts: np.ndarray) -> Profile | None:
+        """The profile that was measured at these counts, None where none was."""
+        return self._known.get(tuple(counts.tolist()))
+
+    def put(self, counts: np.ndarray, profile: Profile) -> None:
+        """Keep a profile; a folder that cannot be written only means that it is measured again next time."""
+        key = tuple(counts.tolist())
+        self._known[key] = profile
+        line = json.dumps({"counts": key, "profile": asdict(profile)})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:
+            return
+
+    def _read(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+            kernels = tuple(_kernels(entry["profile"]["kernels"]))
+            self._known[tuple(entry["counts"])] = Profile(kernels, float(entry["profile"]["whole_ms"]))
+        except (ValueError, KeyError, TypeError):
+            return  # the line that was being written when the program ended
+
+
+def _kernels(entries: Iterable[dict[str, Any]]) -> Iterable[Kernel]:
+    for entry in entries:
+        shapes = tuple(tuple(int(size) for size in shape) for shape in entry["shapes"])
+        yield Kernel(str(entry["name"]), str(entry["operation"]), shapes, float(entry["ms"]))

@@ -1,0 +1,117 @@
+"""Which widths are profiled, and how: few samples of the whole network say much about every kernel."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from torch import nn
+
+from structprune.errors import ExportError, InputError
+from structprune.forecast.template import OnnxTemplate, cut_to_counts
+from structprune.graph import DependencyGraph
+from structprune.runtimes.eager_kernels import profile_eager
+from structprune.runtimes.kernels import Profile, profile_onnx
+from structprune.runtimes.onnx_convert import convert
+from structprune.runtimes.ort import CPU, CUDA, to_numpy
+
+__all__ = ["SCHEDULE", "draw", "profiler"]
+
+SCHEDULE = ((64, 4), (32, 4), (16, 4), (8, 2), (4, 2), (2, 1), (1, 1))
+"""(alignment, samples): coarse ones say how latency grows with width, fine ones where the stairs are."""
+
+_NARROWEST = 0.2
+Counts = np.ndarray
+Profiler = Callable[[Counts], Profile]
+
+
+def draw(graph: DependencyGraph, free: frozenset[int], alignment: int, seed: int) -> Counts:
+    """Random counts (int64 ``[groups]``) of the groups at the positions ``free``: multiples of ``alignment`` but not
+    of its double, of less where a group is too small for that; tied groups alike.
+    """
+    generator = random.Random(seed)
+    drawn: dict[int, int] = {}
+    counts = graph.sizes()
+    held = {group.tie for position, group in enumerate(graph.groups) if position not in free}
+    for position in sorted(free):
+        group = graph.groups[position]
+        if group.tie not in held:
+            if group.tie not in drawn:
+                drawn[group.tie] = generator.choice(_widths(group.size, alignment))
+            counts[position] = drawn[group.tie]
+    return counts
+
+
+def _widths(size: int, alignment: int) -> list[int]:
+    while alignment >= size and alignment > 1:
+        alignment //= 2
+    least = max(alignment, int(_NARROWEST * size))
+    fitting = [width for width in range(alignment, size, alignment) if width >= least]
+    odd = [width for width in fitting if (width // alignment) % 2]
+    return odd or fitting or [size]
+
+
+def profiler(
+    runtime: str,
+    model: nn.Module,
+    graph: DependencyGraph,
+    free: frozenset[int],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    threads: int,
+) -> Profiler:
+    """A function from counts to the profile of the network at these counts on ``runtime``.
+
+    Raises:
+        InputError: for a runtime that has no profiler.
+    """
+    if runtime == "torch":
+        return lambda counts: profile_eager(cut_to_counts(model, graph, counts), args, kwargs, threads)
+    providers = {"onnxruntime": (CPU,), "onnxruntime-cuda": (CUDA, CPU)}.get(runtime)
+    if providers is None:
+        raise InputError(
+            f"runtime={runtime!r} does not say how long each kernel takes; known are onnxruntime, torch"
+        )
+    convert_at = _converter(model, graph, free, args, kwargs)
+
+    def profile(counts: Counts) -> Profile:
+        converted, feeds = convert_at(counts)
+        return profile_onnx(converted, feeds, threads, providers)
+
+    return profile
+
+
+def _converter(
+    model: nn.Module,
+    graph: DependencyGraph,
+    free: frozenset[int],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Callable[[Counts], tuple[bytes, dict[str, Any]]]:
+    """A function from counts to the ONNX model and its inputs: by a template, else by a conversion each time."""
+    points = [graph.sizes(), *(draw(graph, free, 1, seed) for seed in (1, 2))]
+    try:
+        template = OnnxTemplate(model, graph, args, kwargs, points)
+    except ExportError:
+        # the exporter gives another graph at other widths: slower, but each conversion stands for itself
+
+        def anew(counts: Counts) -> tuple[bytes, dict[str, Any]]:
+            converted = convert(cut_to_counts(model, graph, counts), args, kwargs)
+            return _bytes(converted.model), dict(_feeds(converted))
+
+        return anew
+    feeds = dict(_feeds(template.converted))
+    return lambda counts: (_bytes(template.at(counts)), feeds)
+
+
+def _bytes(model: ir.Model) -> bytes:
+    serialised: bytes = ir.to_proto(model).SerializeToString()
+    return serialised
+
+
+def _feeds(converted: Any) -> Iterator[tuple[str, Any]]:
+    for name, tensor in zip(converted.input_names, converted.inputs, strict=True):
+        yield name, to_numpy(tensor)

@@ -1,0 +1,77 @@
+"""How long each operation of a module takes when it runs as Python: timed one by one as they are dispatched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from structprune.inputs import map_tensors
+from structprune.runtimes.flags import inference_mode, torch_threads
+from structprune.runtimes.kernels import Kernel, Profile
+
+__all__ = ["profile_eager"]
+
+
+class _Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Times every operation; its own time falls between them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: dict[str, int] = {}
+        self.kernels: list[Kernel] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        start = time.perf_counter()
+        out = func(*args, **(kwargs or {}))
+        ms = (time.perf_counter() - start) * 1e3
+        operation = str(func)
+        number = self.seen[operation] = self.seen.get(operation, -1) + 1
+        listed = args[0] if args and isinstance(args[0], (list, tuple)) else args
+        shapes = tuple(tuple(value.shape) for value in listed if isinstance(value, Tensor))
+        shapes += ((tuple(out.shape),) if isinstance(out, Tensor) else ((),))
+        self.kernels.append(Kernel(f"{operation}#{number}", operation, shapes, ms))
+        return out
+
+
+def profile_eager(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    threads: int,
+    *,
+    warmup: int = 2,
+    rounds: int = 8,
+) -> Profile:
+    """The profile of a module in torch eager on the CPU: of each operation the lower quartile over the rounds.
+
+    What Python spends between the operations is one kernel more, without shapes.
+    """
+    args, kwargs = map_tensors((args, dict(kwargs)), lambda tensor: tensor.cpu())
+    first: dict[str, Kernel] = {}
+    times: dict[str, list[float]] = {}
+    wholes = []
+    with torch_threads(threads), inference_mode(model):
+        for turn in range(warmup + rounds):
+            start = time.perf_counter()
+            model(*args, **kwargs)
+            whole = (time.perf_counter() - start) * 1e3
+            with _Timer() as timer, torch.no_grad():
+                model(*args, **kwargs)
+            for kernel in timer.kernels if turn >= warmup else ():
+                first.setdefault(kernel.name, kernel)
+                times.setdefault(kernel.name, []).append(kernel.ms)
+            wholes += [whole] if turn >= warmup else []
+    kernels = [
+        Kernel(name, kernel.operation, kernel.shapes, float(np.quantile(times[name], 0.25)))
+        for name, kernel in first.items()
+    ]
+    between = max(float(np.quantile(wholes, 0.25)) - sum(kernel.ms for kernel in kernels), 0.0)
+    return Profile((*kernels, Kernel("python", "python", ((),), between)), float(np.median(wholes)))

@@ -1,0 +1,142 @@
+"""The most importance that a budget holds: a knapsack whose weights depend on each other.
+
+What a channel costs depends on how wide its neighbours are, so no order of channels is right from the start. From the
+whole network, the step goes first that loses the least importance for what it saves, all prices taken anew at every
+step (the greedy of NetAdapt and HALP: Yang et al., ECCV 2018; Shen et al., NeurIPS 2022). Then steps are exchanged as
+long as that keeps more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structprune.selection.contract import Counts
+from structprune.selection.units import Unit
+
+__all__ = ["most_valuable"]
+
+Floats = NDArray[np.float64]
+Shares = Callable[[Counts], Floats]
+"""From counts per unit, ``[choices, units]``, to the share of the budget that each choice takes, ``[choices]``."""
+
+_REACH = (1, 2, 4, 8)  # steps down that are looked at: past a stair on which one step saves nothing
+_NEAR = (1, 2, 3)  # steps that are exchanged
+_ROUNDS = 60
+_MORE = 1 + 1e-9  # an exchange has to keep this many times as much
+
+
+def most_valuable(units: Sequence[Unit], shares: Shares) -> Counts:
+    """Counts per unit ``[units]`` that take at most 1.0 of the budget and keep as much importance as was found.
+
+    The least that the units may keep has to fit.
+    """
+    problem = _Problem(units, shares)
+    return problem.counts(problem.improved(problem.reduced(problem.tops)))
+
+
+class _Problem:
+    """States are places in the units' allowed counts: int64 ``[units]``, or ``[states, units]``."""
+
+    def __init__(self, units: Sequence[Unit], shares: Shares) -> None:
+        longest = max((len(unit.allowed) for unit in units), default=1)
+        self.tops = np.array([len(unit.allowed) - 1 for unit in units], dtype=np.int64)
+        self._shares = shares
+        self._all = np.arange(len(units))
+        self._counts = np.zeros((len(units), longest), dtype=np.int64)
+        self._values = np.zeros((len(units), longest))
+        for n, unit in enumerate(units):
+            kept = np.concatenate([[0.0], np.cumsum(unit.curve)])[unit.allowed] * len(unit.positions)
+            self._counts[n, : len(kept)] = unit.allowed
+            self._values[n, : len(kept)] = kept
+
+    def counts(self, states: Counts) -> Counts:
+        found: Counts = self._counts[self._all, states]
+        return found
+
+    def values(self, states: Counts) -> Floats:
+        found: Floats = self._values[self._all, states].sum(axis=-1)
+        return found
+
+    def shares(self, states: Counts) -> Floats:
+        return self._shares(self.counts(np.atleast_2d(states)))
+
+    def _moves(self, state: Counts, steps: Sequence[int], held: int = -1) -> Counts:
+        """All states with one unit moved by one of the steps, `held` left alone: ``[moves, units]``."""
+        unit, step = (one.ravel() for one in np.meshgrid(self._all, np.array(steps), indexing="ij"))
+        place = state[unit] + step
+        possible = (place >= 0) & (place <= self.tops[unit]) & (unit != held)
+        moved = np.repeat(state[None], int(possible.sum()), axis=0)
+        moved[np.arange(len(moved)), unit[possible]] = place[possible]
+        return moved
+
+    def reduced(self, state: Counts, held: int = -1) -> Counts:
+        """`state`, narrowed step by step until it fits, `held` apart."""
+        share = float(self.shares(state)[0])
+        while share > 1.0:
+            after = self._moves(state, [-reach for reach in _REACH], held)
+            if not len(after):
+                break
+            priced = self.shares(after)
+            lost, saved = self.values(state) - self.values(after), share - priced
+            useful = np.minimum(saved, share - 1.0)  # what is saved beyond the budget is of no use
+            cost = np.where(saved > 0, lost / np.maximum(useful, 1e-12), np.inf)
+            best = int(np.argmin(cost)) if np.isfinite(cost).any() else int(np.argmax(saved))
+            state, share = after[best], float(priced[best])
+        return state
+
+    def _refilled(self, state: Counts, held: int = -1) -> Counts:
+        """`state`, widened as long as a step fits, the most importance for its price first, `held` apart."""
+        share = float(self.shares(state)[0])
+        while share <= 1.0:
+            after = self._moves(state, (1,), held)
+            if not len(after):
+                break
+            priced = self.shares(after)
+            worth = (self.values(after) - self.values(state)) / np.maximum(priced - share, 1e-9)
+            best = int(np.argmax(np.where(priced <= 1.0, worth, -1.0)))
+            if priced[best] > 1.0:
+                break
+            state, share = after[best], float(priced[best])
+        return state
+
+    def improved(self, state: Counts) -> Counts:
+        """`state` after exchanges that keep more, until none does."""
+        state = self._refilled(state)
+        for _ in range(_ROUNDS):
+            better = self._exchanged(state)
+            better = self._forced(state) if better is None else better
+            if better is None:
+                break
+            state = better
+        return state
+
+    def _exchanged(self, state: Counts) -> Counts | None:
+        """The most valuable state with one unit moved up and at most one other down; None where none keeps more."""
+        wider = self._moves(state, _NEAR)
+        if not len(wider):
+            return None
+        least = float(self.values(state)) * _MORE
+        candidates = [wider]
+        for one in wider:
+            both = self._moves(one, [-step for step in _NEAR], int(np.argmax(one - state)))
+            candidates.append(both[self.values(both) > least])
+        states = np.concatenate(candidates)
+        states = states[np.argsort(-self.values(states), kind="stable")]
+        for start in range(0, len(states), 256):  # the first that fits is the best: the others need no price
+            fits = np.flatnonzero(self.shares(states[start : start + 256]) <= 1.0)
+            if len(fits):
+                return states[start + int(fits[0])]
+        return None
+
+    def _forced(self, state: Counts) -> Counts | None:
+        """A more valuable state with one unit moved and held there, and the others fitted around it."""
+        least = float(self.values(state)) * _MORE
+        for moved in self._moves(state, (-1, 1, -2, 2)):
+            held = int(np.argmax(moved != state))
+            found = self._refilled(self.reduced(moved, held), held)
+            if self.values(found) > least and self.shares(found)[0] <= 1.0:
+                return found
+        return None
