@@ -10,6 +10,7 @@ format holds any number (`plans_to_json`, `plans_from_json`), and `PruningPlan.t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ __all__ = [
 REMAINING = "structprune_remaining"
 """The attribute of a pruned network that holds what remains of the one it began as: `PruningPlan.remaining`."""
 
+_QUANTITIES = ("channels", "params", "macs", "latency", "latency_ms")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,7 +48,9 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 class Budget:
     """What may remain: exactly one quantity, as a fraction in (0, 1] of the original network's.
 
-    Raises InputError for none or several quantities, and for a fraction outside (0, 1].
+    `latency` is a fraction of the latency that the network has on `runtime` with `threads`, measured; `latency_ms` is
+    that latency itself, in milliseconds. Raises InputError for none or several quantities, and for a number out of
+    range.
 
     >>> budget = Budget(macs=0.5)
     >>> budget.quantity, budget.fraction
@@ -56,26 +60,46 @@ class Budget:
     channels: float | None = None
     params: float | None = None
     macs: float | None = None
+    latency: float | None = None
+    latency_ms: float | None = None
+    runtime: str = "onnxruntime"
+    threads: int = 1
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = {name: getattr(self, name) for name in _QUANTITIES if getattr(self, name) is not None}
         if len(given) != 1:
-            raise InputError(f"Budget takes exactly one of channels=, params=, macs=; got {given or 'none'}")
+            names = ", ".join(f"{name}=" for name in _QUANTITIES)
+            raise InputError(f"Budget takes exactly one of {names}; got {given or 'none'}")
         ((name, value),) = given.items()
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        wrong = isinstance(value, bool) or not isinstance(value, (int, float))
+        if name == "latency_ms":
+            if wrong or not 0 < value < math.inf:
+                raise InputError(f"Budget(latency_ms={value!r}): expected milliseconds, more than 0")
+        elif wrong or not 0 < value <= 1:
             raise InputError(
                 f"Budget({name}={value!r}): expected a fraction in (0, 1] of the original network's {name}"
             )
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
+            raise InputError(f"Budget(threads={self.threads!r}): expected a number of threads, at least 1")
 
     @property
     def quantity(self) -> str:
-        """The name of the quantity that is bounded: "channels", "params" or "macs"."""
-        return next(name for name, value in vars(self).items() if value is not None)
+        """The name of the quantity that is bounded: "channels", "params", "macs", "latency" or "latency_ms"."""
+        return next(name for name in _QUANTITIES if getattr(self, name) is not None)
 
     @property
     def fraction(self) -> float:
-        """The share of the original network's quantity that may remain, in (0, 1]."""
+        """The share of the original network's quantity that may remain, in (0, 1]; for `latency_ms` milliseconds."""
         return float(getattr(self, self.quantity))
+
+    @property
+    def timed(self) -> bool:
+        """Whether the quantity is measured on a runtime."""
+        return self.quantity in ("latency", "latency_ms")
+
+    def __str__(self) -> str:
+        text = f"{self.quantity}={self.fraction:g}"
+        return f"{text} on {self.runtime}, {self.threads} threads" if self.timed else text
 
 
 @dataclass(frozen=True)
@@ -260,7 +284,7 @@ def _plan(record: plan_json.PlanRecord, expand: plan_json.Expander) -> PruningPl
         tensors=tensors,
         shapes={name: tuple(tensor.shape) for name, tensor in record.tensors.items()},
         attributes=tuple(AttributeEdit(e.module, tuple(e.path), e.old, e.new) for e in record.attributes),
-        budget=None if record.budget is None else Budget(**record.budget),
+        budget=None if record.budget is None else Budget(**record.budget.model_dump(exclude_none=True)),
         criterion=record.criterion,
         scope=record.scope,
         remaining=record.remaining,
@@ -281,11 +305,16 @@ def _record(plan: PruningPlan) -> dict[str, object]:
         "groups": [_group_record(group) for group in plan.groups],
         "tensors": {name: _tensor_record(plan.shapes[name], dims) for name, dims in plan.tensors.items()},
         "attributes": [vars(edit) for edit in plan.attributes],
-        "budget": {plan.budget.quantity: plan.budget.fraction} if plan.budget else None,
+        "budget": _budget_record(plan.budget) if plan.budget else None,
         "criterion": plan.criterion,
         "scope": plan.scope,
         "remaining": dict(plan.remaining),
     }
+
+
+def _budget_record(budget: Budget) -> dict[str, object]:
+    record: dict[str, object] = {budget.quantity: budget.fraction}
+    return {**record, "runtime": budget.runtime, "threads": budget.threads} if budget.timed else record
 
 
 def _group_record(group: GroupPlan) -> dict[str, object]:

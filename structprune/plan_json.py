@@ -58,6 +58,16 @@ class EditRecord(_Record):
     new: int
 
 
+class BudgetRecord(_Record):
+    channels: float | None = None
+    params: float | None = None
+    macs: float | None = None
+    latency: float | None = None
+    latency_ms: float | None = None
+    runtime: Annotated[str, Field(max_length=100)] | None = None
+    threads: int | None = None
+
+
 class PlanRecord(_Record):
     """One plan as its text says it: well-typed, not yet checked against itself."""
 
@@ -65,7 +75,7 @@ class PlanRecord(_Record):
     groups: list[GroupRecord]
     tensors: dict[str, TensorRecord]
     attributes: list[EditRecord]
-    budget: dict[Annotated[str, Field(pattern="^(channels|params|macs)$")], float] | None
+    budget: BudgetRecord | None
     criterion: str
     scope: str
     remaining: dict[Annotated[str, Field(pattern="^(channels|params|macs)$")], float] = {}

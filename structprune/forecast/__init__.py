@@ -1,0 +1,7 @@
+"""What a network's latency would be at other widths: learnt from its own kernels' times on a runtime."""
+
+from __future__ import annotations
+
+from structprune.forecast.forecast import LatencyForecast, forecast_latency, learn
+
+__all__ = ["LatencyForecast", "forecast_latency", "learn"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,10 +11,21 @@ from numpy.typing import NDArray
 
 from structprune.plan import Budget, Keep, PruningPlan
 
-__all__ = ["Counts", "FrozenLike", "GraphLike", "GroupLike", "MemberLike", "ViolationLike"]
+__all__ = ["Counts", "FrozenLike", "GraphLike", "GroupLike", "MemberLike", "Prices", "ViolationLike"]
 
 Counts = NDArray[np.int64]
 """Channels kept, one number per group of the graph (frozen groups at their size)."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What networks cost on a runtime, as shares of the whole one, and the widths at which they are cheap.
+
+    ``share`` takes counts ``[choices, groups]`` and gives ``[choices]``; ``alignment`` is by group name.
+    """
+
+    share: Callable[[Counts], NDArray[np.float64]]
+    alignment: Mapping[str, int]
 
 
 class MemberLike(Protocol):

@@ -9,14 +9,16 @@ long as that keeps more.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from structprune.selection.contract import Counts
+from structprune.selection.contract import Counts, GroupLike
+from structprune.selection.search import expander
 from structprune.selection.units import Unit
 
-__all__ = ["most_valuable"]
+__all__ = ["ValueLimit", "most_valuable"]
 
 Floats = NDArray[np.float64]
 Shares = Callable[[Counts], Floats]
@@ -26,6 +28,34 @@ _REACH = (1, 2, 4, 8)  # steps down that are looked at: past a stair on which on
 _NEAR = (1, 2, 3)  # steps that are exchanged
 _ROUNDS = 60
 _MORE = 1 + 1e-9  # an exchange has to keep this many times as much
+
+
+@dataclass(frozen=True)
+class ValueLimit:
+    """The network's price stays at or below a fraction of the original's, and as much importance as possible stays."""
+
+    shares: Shares  #: of counts per group, [choices, groups]: what remains of the original's price
+    fraction: float
+    groups: Sequence[GroupLike]
+
+    def lowest(self, units: Sequence[Unit]) -> float:
+        """What remains of the original's price when every unit keeps its least."""
+        least = np.array([unit.least for unit in units], dtype=np.int64)
+        return float(self.shares(expander(self.groups, units)(least)[None])[0])
+
+    def admits(self, units: Sequence[Unit]) -> bool:
+        """True where the least that all units may keep is within the limit."""
+        return self.lowest(units) <= self.fraction
+
+    def widest(self, units: Sequence[Unit]) -> Counts:
+        """The counts that keep the most importance: [units]."""
+        expand = expander(self.groups, units)
+
+        def shares(kept: Counts) -> Floats:
+            counts = np.array([expand(one) for one in kept], dtype=np.int64)
+            return self.shares(counts) / self.fraction
+
+        return most_valuable(units, shares)
 
 
 def most_valuable(units: Sequence[Unit], shares: Shares) -> Counts:

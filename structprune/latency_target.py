@@ -1,0 +1,164 @@
+"""A latency budget, met by measurement: choose by the forecast, measure the whole network, correct, choose again.
+
+A forecast adds up kernels; what counts is how long the whole pruned network takes beside the dense one, by turns, on
+the runtime that was named. Each measurement corrects the forecast, until the measured share is at or under the one
+that was asked for, and near it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from structprune.errors import BudgetError
+from structprune.forecast import LatencyForecast, learn
+from structprune.graph import DependencyGraph
+from structprune.latency import Measurement, Ratio, measure_latency, ratio
+from structprune.plan import Budget, PruningPlan
+from structprune.selection.contract import Counts, Prices
+from structprune.surgery import apply_plan
+
+__all__ = ["LatencyReport", "Turn", "reach"]
+
+_NEAR = 0.97  # of the share that was asked for: a network that takes less gave up more than it had to
+_AIM = 0.988  # between the two: where the next choice is aimed at
+_TURNS = 8
+_ROUNDS = 40
+_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One choice: its share of the dense network's latency as it was forecast, and as it was measured."""
+
+    forecast: float
+    measured: Ratio
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """How a latency budget was met: both networks measured by turns, and the choices on the way."""
+
+    budget: Budget
+    dense: Measurement
+    pruned: Measurement
+    ratio: Ratio
+    turns: tuple[Turn, ...]
+    forecast_error: float
+    layers: dict[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        return (
+            f"latency {self.dense.median_ms:.3f} -> {self.pruned.median_ms:.3f} ms, {self.ratio} of the dense network's "
+            f"(asked: {self.budget}; {len(self.turns)} choices measured)"
+        )
+
+
+@dataclass(frozen=True)
+class _Reached:
+    plan: PruningPlan
+    model: nn.Module
+    dense: Measurement
+    pruned: Measurement
+    ratio: Ratio
+
+
+def reach(
+    graph: DependencyGraph,
+    model: nn.Module,
+    example_inputs: Any,
+    budget: Budget,
+    choose: Callable[[Prices, float], PruningPlan],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[PruningPlan, nn.Module, LatencyReport]:
+    """Return the plan, the pruned network and the evidence that it takes at most the latency that was asked for.
+
+    ``choose(prices, share)`` makes the plan that takes at most ``share`` by the prices.
+
+    Raises:
+        BudgetError: where the forecast, or every measured choice, is above the budget; with what was reached.
+    """
+    forecast = learn(graph, model, example_inputs, budget.runtime, budget.threads, progress)
+    sizes = graph.sizes()
+    whole = forecast(sizes)
+    share, correction = _asked(model, example_inputs, budget), 1.0
+    turns: list[Turn] = []
+    best: _Reached | None = None
+    seen: set[tuple[int, ...]] = set()
+    while len(turns) < _TURNS:
+        plan = choose(_prices(forecast, whole, correction), min(1.0, share * _AIM))
+        counts = _counts(graph, plan)
+        if tuple(counts.tolist()) in seen:
+            break
+        seen.add(tuple(counts.tolist()))
+        found = _measured(model, plan, example_inputs, budget)
+        predicted = forecast(counts) / whole
+        turns.append(Turn(predicted, found.ratio))
+        if found.ratio.value <= share and (best is None or found.ratio.value > best.ratio.value):
+            best = found
+        if share * _NEAR <= found.ratio.value <= share:
+            break
+        correction = found.ratio.value / predicted
+    if best is None:
+        raise BudgetError(_missed(budget, share, turns))
+    layers = _layers(forecast, sizes, _counts(graph, best.plan))
+    evidence = LatencyReport(
+        budget, best.dense, best.pruned, best.ratio, tuple(turns), forecast.error, layers
+    )
+    return best.plan, best.model, evidence
+
+
+def _prices(forecast: LatencyForecast, whole: float, correction: float) -> Prices:
+    def share(counts: Counts) -> np.ndarray:
+        taken: np.ndarray = forecast.many(counts) * (correction / whole)
+        return taken
+
+    return Prices(share, forecast.alignment)
+
+
+def _asked(model: nn.Module, example_inputs: Any, budget: Budget) -> float:
+    """The budget as a share of the dense network's latency."""
+    if budget.quantity == "latency":
+        return budget.fraction
+    dense = measure_latency(
+        model, example_inputs, runtime=budget.runtime, threads=budget.threads, min_time=_SECONDS
+    )
+    return min(1.0, budget.fraction / dense.median_ms)
+
+
+def _measured(model: nn.Module, plan: PruningPlan, example_inputs: Any, budget: Budget) -> _Reached:
+    small = apply_plan(model, plan)
+    dense, pruned = measure_latency(
+        (model, small),
+        example_inputs,
+        runtime=budget.runtime,
+        threads=budget.threads,
+        repeats=_ROUNDS,
+        min_time=_SECONDS,
+    )
+    return _Reached(plan, small, dense, pruned, ratio(pruned, dense))
+
+
+def _counts(graph: DependencyGraph, plan: PruningPlan) -> np.ndarray:
+    kept = {group.name: group.count for group in plan.groups}
+    return np.array([kept.get(group.name, group.size) for group in graph.groups], dtype=np.int64)
+
+
+def _layers(
+    forecast: LatencyForecast, before: np.ndarray, after: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    dense, small = forecast.layers(before), forecast.layers(after)
+    return {name: (ms, small[name]) for name, ms in dense.items()}
+
+
+def _missed(budget: Budget, share: float, turns: list[Turn]) -> str:
+    nearest = min((turn.measured for turn in turns), key=lambda one: one.value, default=None)
+    reached = f"the nearest took {nearest}" if nearest is not None else "no choice was left to measure"
+    return (
+        f"{budget}: {share:.3g} of the dense network's latency was not reached in {len(turns)} measured choices; "
+        f"{reached} of it. Ask for more, or run on a quieter machine"
+    )
