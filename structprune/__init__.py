@@ -14,11 +14,13 @@ from structprune.errors import (
     VerificationError,
 )
 from structprune.export import ExportReport, export_onnx
+from structprune.forecast import LatencyForecast, forecast_latency
 from structprune.graph import ChannelGroup, DependencyGraph, Frozen, Layer
 from structprune.importance import score
 from structprune.inputs import parse_inputs
 from structprune.kinds import KINDS
 from structprune.latency import Measurement, Ratio, measure_latency, ratio
+from structprune.latency_target import LatencyReport
 from structprune.masking import finalize, nonzeros, sparsify
 from structprune.measure import count_macs, count_params, peak_activation_bytes, weight_bytes
 from structprune.pipeline import PruneReport, PruneResult, prune
@@ -49,6 +51,8 @@ __all__ = [
     "Frozen",
     "InputError",
     "KindCut",
+    "LatencyForecast",
+    "LatencyReport",
     "Layer",
     "Measurement",
     "PlanError",
@@ -68,6 +72,7 @@ __all__ = [
     "empty_weights",
     "export_onnx",
     "finalize",
+    "forecast_latency",
     "load",
     "load_plans",
     "measure_latency",

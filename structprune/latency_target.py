@@ -19,7 +19,7 @@ from structprune.forecast import LatencyForecast, learn
 from structprune.graph import DependencyGraph
 from structprune.latency import Measurement, Ratio, measure_latency, ratio
 from structprune.plan import Budget, PruningPlan
-from structprune.selection.contract import Counts, Prices
+from structprune.selection.contract import Prices
 from structprune.surgery import apply_plan
 
 __all__ = ["LatencyReport", "Turn", "reach"]
@@ -53,8 +53,8 @@ class LatencyReport:
 
     def __str__(self) -> str:
         return (
-            f"latency {self.dense.median_ms:.3f} -> {self.pruned.median_ms:.3f} ms, {self.ratio} of the dense network's "
-            f"(asked: {self.budget}; {len(self.turns)} choices measured)"
+            f"latency {self.dense.median_ms:.3f} -> {self.pruned.median_ms:.3f} ms, {self.ratio} of the dense "
+            f"network's (asked: {self.budget}; {len(self.turns)} choices measured)"
         )
 
 
@@ -72,12 +72,12 @@ def reach(
     model: nn.Module,
     example_inputs: Any,
     budget: Budget,
-    choose: Callable[[Prices, float], PruningPlan],
+    choose: Callable[[Prices], PruningPlan],
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[PruningPlan, nn.Module, LatencyReport]:
     """Return the plan, the pruned network and the evidence that it takes at most the latency that was asked for.
 
-    ``choose(prices, share)`` makes the plan that takes at most ``share`` by the prices.
+    ``choose(prices)`` makes the plan that takes at most ``prices.limit`` by the prices.
 
     Raises:
         BudgetError: where the forecast, or every measured choice, is above the budget; with what was reached.
@@ -90,7 +90,7 @@ def reach(
     best: _Reached | None = None
     seen: set[tuple[int, ...]] = set()
     while len(turns) < _TURNS:
-        plan = choose(_prices(forecast, whole, correction), min(1.0, share * _AIM))
+        plan = choose(forecast.prices(min(1.0, share * _AIM), correction))
         counts = _counts(graph, plan)
         if tuple(counts.tolist()) in seen:
             break
@@ -110,14 +110,6 @@ def reach(
         budget, best.dense, best.pruned, best.ratio, tuple(turns), forecast.error, layers
     )
     return best.plan, best.model, evidence
-
-
-def _prices(forecast: LatencyForecast, whole: float, correction: float) -> Prices:
-    def share(counts: Counts) -> np.ndarray:
-        taken: np.ndarray = forecast.many(counts) * (correction / whole)
-        return taken
-
-    return Prices(share, forecast.alignment)
 
 
 def _asked(model: nn.Module, example_inputs: Any, budget: Budget) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ from structprune.graph import DependencyGraph
 from structprune.importance import score
 from structprune.importance.scoring import Criterion
 from structprune.inputs import normalize_inputs
+from structprune.latency_target import LatencyReport, reach
 from structprune.plan import Budget, PruningPlan
 from structprune.rewriting import rewrite
 from structprune.select import select
+from structprune.selection.contract import Prices
 from structprune.selectors import module_names
 from structprune.summary import KindCut, changes_of, cuts_by_kind, left_whole
 from structprune.surgery import apply_plan
@@ -47,6 +49,7 @@ class PruneReport:
     frozen: tuple[tuple[str, str], ...]
     unused: tuple[str, ...]
     verify: VerifyReport | None
+    latency: LatencyReport | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -59,6 +62,8 @@ class PruneReport:
             lines.insert(3, "kept   " + "; ".join(map(str, self.kinds)))
         if self.changes:
             lines.append(f"statistics over fewer channels: {told(self.changes)}")
+        if self.latency:
+            lines.append(str(self.latency))
         if self.unused:
             lines.append(_unused(self.unused))
         return "\n".join(lines)
@@ -88,7 +93,7 @@ def prune(
     criterion: str | Criterion = "l2",
     *,
     scope: str | None = None,
-    multiple_of: int = 1,
+    multiple_of: int | None = None,
     min_channels: int | dict[str, int] = 1,
     max_pruned: float | dict[str, float] = 1.0,
     keep: str | nn.Module | Iterable[str | nn.Module] = (),
@@ -100,19 +105,21 @@ def prune(
     engine_options: Mapping[str, Any] | None = None,
     ragged: bool = True,
     rewrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
 
     ``budget`` is a share of the original network's channels, params or MACs: of ``model``'s own, or, for a model
-    that was pruned before, of the one it began as. ``keep`` and ``only`` take layer or group names, globs, modules,
-    and kinds: ``only="heads"``, ``keep=["residual", "mlp"]`` (`structprune.KINDS`). A layer or group of that very
-    name comes first; ``"kind:mlp"`` is the kind all the same. ``seed`` is for ``criterion="random"``.
-    ``verify=False`` skips the proof; with ``inplace=True`` the model itself is cut, once the proof holds. Each head
-    and each group of a convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in
-    all. ``engine`` and ``engine_options`` are those of `trace`. With ``rewrite=True`` the model is first made a graph
-    that computes the same (see `rewrite`), where widths that only the code ties come free; the result is that graph,
-    pruned. Raises BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as
-    it was.
+    that was pruned before, of the one it began as. A budget of latency is met by measurement on its runtime, beside
+    ``model``; the kernels are profiled first, once for each network and machine, and ``progress(done, total)`` is
+    called after each profile. ``keep`` and ``only`` take layer or group names, globs, modules, and kinds:
+    ``only="heads"``, ``keep=["residual", "mlp"]`` (`structprune.KINDS`). A layer or group of that very name comes
+    first; ``"kind:mlp"`` is the kind all the same. ``seed`` is for ``criterion="random"``. ``verify=False`` skips the
+    proof; with ``inplace=True`` the model itself is cut, once the proof holds. Each head and each group of a
+    convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in all. ``engine`` and
+    ``engine_options`` are those of `trace`. With ``rewrite=True`` the model is first made a graph that computes the
+    same (see `rewrite`), where widths that only the code ties come free; the result is that graph, pruned. Raises BudgetError, with the reachable range, TraceError and
+    VerificationError; the model given is then as it was.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -133,22 +140,31 @@ def prune(
         warnings.warn(_unused(graph.unused), stacklevel=2)
     options: dict[str, Any] = {} if seed is None else {"seed": seed}
     scores = score(model, graph, criterion, **options)
-    plan = select(
-        graph,
-        scores,
-        budget,
-        scope,
-        multiple_of,
-        min_channels,
-        max_pruned,
-        keep,
-        only,
-        criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
-        ragged=ragged,
-    )
-    small = apply_plan(model, plan)
+
+    def choose(prices: Prices | None) -> PruningPlan:
+        return select(
+            graph,
+            scores,
+            budget,
+            scope,
+            multiple_of,
+            min_channels,
+            max_pruned,
+            keep,
+            only,
+            criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
+            ragged=ragged,
+            prices=prices,
+        )
+
+    timed: LatencyReport | None = None
+    if budget.timed:
+        plan, small, timed = reach(graph, model, example_inputs, budget, choose, progress)
+    else:
+        plan = choose(None)
+        small = apply_plan(model, plan)
     proof = _verify(model, small, plan, example_inputs) if verify else None
-    report = _report(graph, plan, left_whole(graph.groups, keep, only), proof)
+    report = _report(graph, plan, left_whole(graph.groups, keep, only), proof, timed)
     return PruneResult(apply_plan(model, plan, inplace=True) if inplace else small, plan, report)
 
 
@@ -161,6 +177,7 @@ def _report(
     plan: PruningPlan,
     whole: tuple[tuple[str, str], ...],
     proof: VerifyReport | None,
+    timed: LatencyReport | None,
 ) -> PruneReport:
     before = graph.sizes()
     kept = {group.name: group.count for group in plan.groups}
@@ -176,4 +193,5 @@ def _report(
         frozen=whole,
         unused=graph.unused,
         verify=proof,
+        latency=timed,
     )

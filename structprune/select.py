@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from structprune.errors import InputError
 from structprune.plan import Budget, Keep, PruningPlan
-from structprune.selection.budgeting import Task
+from structprune.selection.budgeting import VALUE, Task
 from structprune.selection.comparisons import counts_in_order
-from structprune.selection.contract import GraphLike, GroupLike
+from structprune.selection.contract import GraphLike, GroupLike, Prices
 from structprune.selection.ranking import SCOPES, normalised
 from structprune.selection.units import Constraints, build_units, candidate_groups
 
@@ -31,7 +31,7 @@ def select(
     scores: Scores,
     budget: Budget,
     scope: str | None = None,
-    multiple_of: int = 1,
+    multiple_of: int | None = None,
     min_channels: int | Mapping[str, int] = 1,
     max_pruned: float | Mapping[str, float] = 1.0,
     keep: str | Iterable[str] = (),
@@ -41,16 +41,18 @@ def select(
     original: float | None = None,
     criterion: str = "",
     ragged: bool = True,
+    prices: Prices | None = None,
 ) -> PruningPlan:
     """The plan that keeps the most important channels under `budget`.
 
     `scope` ranks channels within each group ("layer": every group keeps the same share), over all groups
-    ("global"), or over groups of one structure ("isomorphic"). Default: "layer" for a budget in channels,
-    else "global". With "layer", `Budget(channels=r)` keeps floor(r * size) channels of each group, at least
-    `min_channels`; every other budget bounds the sum over the network, never exceeds it, and is filled as far
-    as whole channels allow.
+    ("global"), or over groups of one structure ("isomorphic"); "value" keeps the most importance for the price,
+    whatever the order. Default: "layer" for a budget in channels, "value" for a latency, else "global". With
+    "layer", `Budget(channels=r)` keeps floor(r * size) channels of each group, at least `min_channels`; every
+    other budget bounds the sum over the network, never exceeds it, and is filled as far as whole channels allow.
 
-    `multiple_of` aligns widths; a group keeps a multiple of it, or is left whole. `min_channels`, and
+    `multiple_of` aligns widths; a group keeps a multiple of it, or is left whole. Default: 1, or what was learned of
+    the runtime where the budget is a latency, whose `prices` come from measurement. `min_channels`, and
     `max_pruned` (largest share of a group removed), hold for every group, or per name or glob in a mapping.
     `keep` holds whole every group with a member in the named modules; `only` restricts the cut to groups that
     the named modules produce. All of these take group names, module names, globs, and kinds
@@ -69,7 +71,19 @@ def select(
     Raises InputError for arguments that are wrong or name nothing, and BudgetError, with the reachable range,
     for a budget that cannot be met.
     """
-    bounds = Constraints(multiple_of, min_channels, max_pruned, _listed(keep), _listed(only))
+    if budget.timed and prices is None:
+        raise InputError(
+            f"{budget}: a latency is measured; prune does it, or give prices=, as forecast_latency(...).prices(0.5)"
+        )
+    learned = prices.alignment if prices is not None and multiple_of is None else {}
+    bounds = Constraints(
+        1 if multiple_of is None else multiple_of,
+        min_channels,
+        max_pruned,
+        _listed(keep),
+        _listed(only),
+        learned,
+    )
     scope = _scope(scope, budget)
     candidates = candidate_groups(graph.groups, bounds)
     scores = {
@@ -77,7 +91,9 @@ def select(
     }
     curves = _curves(graph.groups, scores, candidates, normalize)
     units = build_units(graph.groups, curves, candidates, bounds)
-    limit = Task(graph, tuple(candidates), units, budget, bounds).limit(scope, original)
+    limit = Task(graph, tuple(candidates), units, budget, bounds, prices if budget.timed else None).limit(
+        scope, original
+    )
     counts = counts_in_order(graph, units, limit)
     kept = {
         group.name: best(scores[group.name], int(count))
@@ -105,9 +121,9 @@ def _listed(patterns: str | Iterable[str]) -> tuple[str, ...]:
 
 def _scope(scope: str | None, budget: Budget) -> str:
     if scope is None:
-        return "layer" if budget.quantity == "channels" else "global"
-    if scope not in SCOPES:
-        raise InputError(f"unknown scope {scope!r}: use one of {', '.join(SCOPES)}")
+        return "layer" if budget.quantity == "channels" else VALUE if budget.timed else "global"
+    if scope not in (*SCOPES, VALUE):
+        raise InputError(f"unknown scope {scope!r}: use one of {', '.join((*SCOPES, VALUE))}")
     return scope
 
 

@@ -18,6 +18,8 @@ __all__ = [
     "InputOption",
     "JsonOption",
     "KeepOption",
+    "LatencyMsOption",
+    "LatencyOption",
     "MacsOption",
     "ModelArgument",
     "MultipleOption",
@@ -26,8 +28,10 @@ __all__ = [
     "OutOption",
     "ParamsOption",
     "RewriteOption",
+    "RuntimeOption",
     "ScopeOption",
     "SeedOption",
+    "ThreadsOption",
     "the_budget",
 ]
 
@@ -101,7 +105,29 @@ ScopeOption = Annotated[
         "--scope", help="Rank per layer, global or isomorphic. Default: layer for --channels, else global."
     ),
 ]
-MultipleOption = Annotated[int, typer.Option("--multiple-of", help="Keep widths that are multiples of this.")]
+MultipleOption = Annotated[
+    int | None,
+    typer.Option(
+        "--multiple-of",
+        help="Keep widths that are multiples of this. Default: 1; with --latency what suits the runtime, measured.",
+    ),
+]
+LatencyOption = Annotated[
+    float | None,
+    typer.Option(
+        "--latency", metavar="SHARE", help="Take at most this share of the latency, measured on --runtime."
+    ),
+]
+LatencyMsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--latency-ms", metavar="MS", help="Take at most these milliseconds, measured on --runtime."
+    ),
+]
+RuntimeOption = Annotated[
+    str, typer.Option("--runtime", help="Where latency is measured: onnxruntime or torch.")
+]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads of one inference.")]
 KeepOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -120,10 +146,14 @@ OnlyOption = Annotated[
 ]
 
 
-def the_budget(**shares: float | None) -> sp.Budget:
-    """The one budget among the options --macs, --params and --channels; raises InputError for none or several."""
+def the_budget(runtime: str = "onnxruntime", threads: int = 1, **shares: float | None) -> sp.Budget:
+    """The one budget among the options that name one; raises InputError for none or several."""
     given = {quantity: share for quantity, share in shares.items() if share is not None}
     if len(given) != 1:
-        got = ", ".join(f"--{quantity} {share}" for quantity, share in given.items()) or "none"
-        raise sp.InputError(f"give exactly one of --macs, --params and --channels (got {got})")
-    return sp.Budget(**given)
+        named = [f"--{quantity.replace('_', '-')}" for quantity in shares]
+        got = (
+            ", ".join(f"--{quantity.replace('_', '-')} {share}" for quantity, share in given.items())
+            or "none"
+        )
+        raise sp.InputError(f"give exactly one of {', '.join(named[:-1])} and {named[-1]} (got {got})")
+    return sp.Budget(**given, runtime=runtime, threads=threads)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -38,11 +39,21 @@ class Steps:
         self._progress = progress
         self._task = progress.add_task("", total=total)
         self._started = False
+        self._began: float | None = None
 
     def __call__(self, label: str) -> None:
         """Say that the step `label` begins, which ends the one before."""
         self._progress.update(self._task, description=label, advance=1 if self._started else 0)
         self._started = True
+
+    def part(self, done: int, total: int) -> None:
+        """Say how far within the step the work is; the time left follows from the parts that are done."""
+        now = time.monotonic()
+        if done <= 1 or self._began is None:
+            self._began = now
+            return
+        left = (now - self._began) / (done - 1) * (total - done)
+        self._progress.update(self._task, description=f"profiling {done}/{total}, about {left:.0f} s left")
 
 
 class Output:

@@ -47,7 +47,7 @@ def plan(
     channels: ChannelsOption = None,
     criterion: CriterionOption = "l2",
     scope: ScopeOption = None,
-    multiple_of: MultipleOption = 1,
+    multiple_of: MultipleOption = None,
     keep: KeepOption = None,
     only: OnlyOption = None,
     seed: SeedOption = 0,

@@ -19,6 +19,8 @@ from structprune.cli.options import (
     InputOption,
     JsonOption,
     KeepOption,
+    LatencyMsOption,
+    LatencyOption,
     MacsOption,
     ModelArgument,
     MultipleOption,
@@ -27,8 +29,10 @@ from structprune.cli.options import (
     OutOption,
     ParamsOption,
     RewriteOption,
+    RuntimeOption,
     ScopeOption,
     SeedOption,
+    ThreadsOption,
     the_budget,
 )
 from structprune.cli.output import session
@@ -43,9 +47,13 @@ def prune(
     macs: MacsOption = None,
     params: ParamsOption = None,
     channels: ChannelsOption = None,
+    latency: LatencyOption = None,
+    latency_ms: LatencyMsOption = None,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: ThreadsOption = 1,
     criterion: CriterionOption = "l2",
     scope: ScopeOption = None,
-    multiple_of: MultipleOption = 1,
+    multiple_of: MultipleOption = None,
     keep: KeepOption = None,
     only: OnlyOption = None,
     engine: EngineOption = "structprune",
@@ -63,12 +71,21 @@ def prune(
 ) -> None:
     """Prune a model to a budget, prove the result, and print it before and after.
 
-    Give exactly one of --macs, --params and --channels: a share in (0, 1] of the original network.
+    Give exactly one of --macs, --params, --channels and --latency, a share in (0, 1] of the original network, or
+    --latency-ms. A latency is measured beside the network that is pruned.
     """
     with session(as_json, debug) as out:
         require_writable(out_folder, onnx)
         with out.steps(5) as step:
-            budget = the_budget(channels=channels, params=params, macs=macs)
+            budget = the_budget(
+                runtime,
+                threads,
+                macs=macs,
+                params=params,
+                channels=channels,
+                latency=latency,
+                latency_ms=latency_ms,
+            )
             step("building the model")
             original = build_model(model, None, seed)
             example = sp.parse_inputs(inputs, seed)
@@ -87,6 +104,7 @@ def prune(
                 seed=seed if criterion == "random" else None,
                 verify=verify,
                 engine=engine,
+                progress=step.part,
             )
             step("counting")
             sizes = network_size(original, example), network_size(result.model, example)
@@ -97,9 +115,23 @@ def prune(
             comparison_table(*sizes),
             _kept(result),
             _proof(result),
+            *([] if result.report.latency is None else [str(result.report.latency)]),
             *(f"wrote {name}" for name in files.values()),
         )
         out.result(_document(model, budget, sizes, result, files))
+
+
+def latency_document(latency: sp.LatencyReport) -> dict[str, Any]:
+    """The evidence of a latency budget as plain data."""
+    turns = [{"forecast": turn.forecast, "measured": asdict(turn.measured)} for turn in latency.turns]
+    return {
+        "dense": latency.dense.to_dict(),
+        "pruned": latency.pruned.to_dict(),
+        "ratio": asdict(latency.ratio),
+        "turns": turns,
+        "forecast_error": latency.forecast_error,
+        "layers_ms": {name: list(pair) for name, pair in latency.layers.items()},
+    }
 
 
 def _kept(result: sp.PruneResult) -> str:
@@ -122,6 +154,7 @@ def _document(
     return {
         "model": model,
         "budget": {budget.quantity: budget.fraction},
+        "latency": None if result.report.latency is None else latency_document(result.report.latency),
         "criterion": result.plan.criterion,
         "scope": result.plan.scope,
         **comparison_document(*sizes),

@@ -15,7 +15,7 @@ import numpy as np
 from structprune.graph import DependencyGraph
 from structprune.inputs import tensors_in
 from structprune.runtimes.environment import describe_environment
-from structprune.runtimes.kernels import Kernel, Profile
+from structprune.runtimes.profiles import Kernel, Profile
 
 __all__ = ["Cache", "cache_folder"]
 
@@ -36,8 +36,11 @@ class Cache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[tuple[int, ...], Profile] = {}
+        self._broken = False  # the last line was being written when the program ended
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            text = path.read_text(encoding="utf-8")
+            self._broken = bool(text) and not text.endswith("\n")
+            for line in text.splitlines():
                 self._read(line)
 
     @classmethod
@@ -68,7 +71,8 @@ class Cache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write("\n" * self._broken + line + "\n")
+            self._broken = False
         except OSError:
             return
 
@@ -78,7 +82,7 @@ class Cache:
             kernels = tuple(_kernels(entry["profile"]["kernels"]))
             self._known[tuple(entry["counts"])] = Profile(kernels, float(entry["profile"]["whole_ms"]))
         except (ValueError, KeyError, TypeError):
-            return  # the line that was being written when the program ended
+            return  # no whole profile: it is measured again
 
 
 def _kernels(entries: Iterable[dict[str, Any]]) -> Iterable[Kernel]:

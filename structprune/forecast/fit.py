@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from structprune.forecast.forms import Form, Part, Sample, operation
+from structprune.forecast.forms import Form, Part, Sample
 
 __all__ = ["LEVELS", "Fit", "fit", "level"]
 

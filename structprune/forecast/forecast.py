@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from structprune.forecast.sampling import SCHEDULE, draw, profiler
 from structprune.forecast.template import Sizes, Width
 from structprune.graph import DependencyGraph
 from structprune.inputs import normalize_inputs
+from structprune.selection.contract import Prices
 
 __all__ = ["LatencyForecast", "forecast_latency", "learn"]
 
@@ -54,9 +55,21 @@ class LatencyForecast:
         found: np.ndarray = self._model.times(counts).sum(axis=1) + self.rest_ms
         return found
 
+    def prices(self, limit: float, correction: float = 1.0) -> Prices:
+        """Return what `select` needs for a budget of latency: at most the share ``limit`` of the whole network's."""
+        whole = self(self.graph.sizes())
+
+        def share(counts: np.ndarray) -> np.ndarray:
+            taken: np.ndarray = self.many(counts) * (correction / whole)
+            return taken
+
+        return Prices(share, limit, self.alignment)
+
     def layers(self, counts: np.ndarray) -> dict[str, float]:
         """Return the forecast of each kernel in milliseconds, fusions as the runtime made them."""
-        return dict(zip((part.name for part in self.parts), self._model.times(counts)[0].tolist(), strict=True))
+        return dict(
+            zip((part.name for part in self.parts), self._model.times(counts)[0].tolist(), strict=True)
+        )
 
     @property
     def alignment(self) -> dict[str, int]:
@@ -100,7 +113,8 @@ class _Model:
             for position, part in enumerate(parts)
             for chosen, coefficient in fitted.terms(part.form)
         ]
-        self._part = np.array([position for position, _, _ in rows], dtype=np.int64)
+        first = {position: row for row, (position, _, _) in reversed(list(enumerate(rows)))}
+        self._first = np.array([first[position] for position in range(len(parts))], dtype=np.int64)
         self._coefficient = np.array([coefficient for _, coefficient, _ in rows])
         self._factor = _padded([chosen for _, _, chosen in rows], len(widths))
         self._open = _padded([[number[width] for width in part.open] for part in parts], len(widths))
@@ -117,9 +131,8 @@ class _Model:
         steps = np.log2(np.clip(sizes & -sizes, 1, LEVELS[-1])).astype(np.int64)
         steps[:, -1] = len(LEVELS) - 1
         step = steps[:, self._open].min(axis=2)
-        smooth = np.zeros((len(counts), len(self._parts)))
         products = self._coefficient * sizes[:, self._factor].astype(np.float64).prod(axis=2)
-        np.add.at(smooth, (slice(None), self._part), products)
+        smooth = np.add.reduceat(products, self._first, axis=1)
         found: np.ndarray = smooth * self._stairs[np.arange(len(self._parts)), step]
         return found
 
@@ -215,9 +228,5 @@ def learn(
             cache.put(counts, profile)
         samples.append(Sample(counts, profile))
         told(done)
-    aligned = [
-        sample
-        for (at, _), sample in zip(plan, samples, strict=True)
-        if at == 0 or at >= _ALIGNED
-    ]
+    aligned = [sample for (at, _), sample in zip(plan, samples, strict=True) if at == 0 or at >= _ALIGNED]
     return LatencyForecast(graph, samples, aligned)

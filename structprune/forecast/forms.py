@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from structprune.forecast.template import Size, Width
-from structprune.runtimes.kernels import Kernel, Profile
+from structprune.runtimes.profiles import Kernel, Profile
 
 __all__ = ["Form", "Part", "Sample", "parts"]
 

@@ -13,10 +13,10 @@ from torch import nn
 from structprune.errors import ExportError, InputError
 from structprune.forecast.template import OnnxTemplate, cut_to_counts
 from structprune.graph import DependencyGraph
-from structprune.runtimes.eager_kernels import profile_eager
-from structprune.runtimes.kernels import Profile, profile_onnx
 from structprune.runtimes.onnx_convert import convert
 from structprune.runtimes.ort import CPU, CUDA, to_numpy
+from structprune.runtimes.ort_kernels import profile_onnx
+from structprune.runtimes.profiles import Profile, module_profiler
 
 __all__ = ["SCHEDULE", "draw", "profiler"]
 
@@ -68,12 +68,14 @@ def profiler(
     Raises:
         InputError: for a runtime that has no profiler.
     """
-    if runtime == "torch":
-        return lambda counts: profile_eager(cut_to_counts(model, graph, counts), args, kwargs, threads)
+    own = module_profiler(runtime)
+    if own is not None:
+        return lambda counts: own(cut_to_counts(model, graph, counts), args, kwargs, threads)
     providers = {"onnxruntime": (CPU,), "onnxruntime-cuda": (CUDA, CPU)}.get(runtime)
     if providers is None:
         raise InputError(
-            f"runtime={runtime!r} does not say how long each kernel takes; known are onnxruntime, torch"
+            f"runtime={runtime!r} does not say how long its kernels take, which a latency budget needs: use "
+            "onnxruntime or torch, or give it a profiler with structprune.runtimes.register_profiler"
         )
     convert_at = _converter(model, graph, free, args, kwargs)
 

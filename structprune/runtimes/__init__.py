@@ -9,20 +9,25 @@ runtime is adding such a file and importing it here, or registering a factory fr
 from __future__ import annotations
 
 from structprune.runtimes import eager as eager
+from structprune.runtimes import eager_kernels as eager_kernels
 from structprune.runtimes import ort as ort
 from structprune.runtimes.environment import describe_environment
 from structprune.runtimes.flags import inference_mode, torch_threads
 from structprune.runtimes.measurement import Measurement, Ratio, ratio
+from structprune.runtimes.profiles import Kernel, Profile, register_profiler
 from structprune.runtimes.registry import TimedCall, prepare, register_runtime, runtime_names
 
 __all__ = [
+    "Kernel",
     "Measurement",
+    "Profile",
     "Ratio",
     "TimedCall",
     "describe_environment",
     "inference_mode",
     "prepare",
     "ratio",
+    "register_profiler",
     "register_runtime",
     "runtime_names",
     "torch_threads",

@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from structprune.inputs import map_tensors
 from structprune.runtimes.flags import inference_mode, torch_threads
-from structprune.runtimes.kernels import Kernel, Profile
+from structprune.runtimes.profiles import Kernel, Profile, register_profiler
 
 __all__ = ["profile_eager"]
+
+_WARMUP, _ROUNDS = 2, 8
 
 
 class _Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -36,19 +38,17 @@ class _Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         number = self.seen[operation] = self.seen.get(operation, -1) + 1
         listed = args[0] if args and isinstance(args[0], (list, tuple)) else args
         shapes = tuple(tuple(value.shape) for value in listed if isinstance(value, Tensor))
-        shapes += ((tuple(out.shape),) if isinstance(out, Tensor) else ((),))
+        shapes += (tuple(out.shape),) if isinstance(out, Tensor) else ((),)
         self.kernels.append(Kernel(f"{operation}#{number}", operation, shapes, ms))
         return out
 
 
+@register_profiler("torch")
 def profile_eager(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     threads: int,
-    *,
-    warmup: int = 2,
-    rounds: int = 8,
 ) -> Profile:
     """The profile of a module in torch eager on the CPU: of each operation the lower quartile over the rounds.
 
@@ -59,16 +59,16 @@ def profile_eager(
     times: dict[str, list[float]] = {}
     wholes = []
     with torch_threads(threads), inference_mode(model):
-        for turn in range(warmup + rounds):
+        for turn in range(_WARMUP + _ROUNDS):
             start = time.perf_counter()
             model(*args, **kwargs)
             whole = (time.perf_counter() - start) * 1e3
             with _Timer() as timer, torch.no_grad():
                 model(*args, **kwargs)
-            for kernel in timer.kernels if turn >= warmup else ():
+            for kernel in timer.kernels if turn >= _WARMUP else ():
                 first.setdefault(kernel.name, kernel)
                 times.setdefault(kernel.name, []).append(kernel.ms)
-            wholes += [whole] if turn >= warmup else []
+            wholes += [whole] if turn >= _WARMUP else []
     kernels = [
         Kernel(name, kernel.operation, kernel.shapes, float(np.quantile(times[name], 0.25)))
         for name, kernel in first.items()

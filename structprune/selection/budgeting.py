@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from structprune.errors import BudgetError
 from structprune.plan import Budget
 from structprune.selection.comparisons import Limit
-from structprune.selection.contract import Counts, GraphLike
+from structprune.selection.contract import Counts, GraphLike, Prices
+from structprune.selection.knapsack import ValueLimit
 from structprune.selection.matching import kept_groups
 from structprune.selection.search import PriceLimit, ShareLimit
 from structprune.selection.units import Constraints, Unit
 
-__all__ = ["Task"]
+__all__ = ["VALUE", "Task"]
+
+VALUE = "value"
+"""The scope that keeps the most importance for the price, whatever the order of channels."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Task:
     units: tuple[Unit, ...]
     budget: Budget
     bounds: Constraints
+    prices: Prices | None = None  #: of what is measured on a runtime
 
     def limit(self, scope: str, original: float | None) -> Limit:
         """The budget as a fraction of `original` (default: of what the graph knows of the network before it was
@@ -41,15 +47,21 @@ class Task:
             raise BudgetError(self._unreachable(1.0, 1.0))
         if scope == "layer" and self.budget.quantity == "channels":
             return self._share_limit(whole / reference)
-        limit = PriceLimit(
-            lambda counts: self.price(counts) / reference, self.budget.fraction, self.graph.groups, scope
-        )
+        limit: PriceLimit | ValueLimit
+        if scope == VALUE:
+            limit = ValueLimit(lambda many: self._prices(many) / reference, self._fraction, self.graph.groups)
+        else:
+            limit = PriceLimit(
+                lambda counts: self.price(counts) / reference, self._fraction, self.graph.groups, scope
+            )
         if not limit.admits(self.units):
             raise BudgetError(self._unreachable(limit.lowest(self.units), whole / reference))
         return limit
 
     def _original(self, whole: float) -> float:
         """The quantity in the network before it was ever pruned, as far as the graph knows."""
+        if self.prices is not None:  # shares already
+            return 1.0
         known: float | None = getattr(self.graph, "original", {}).get(self.budget.quantity)
         if known is None or self.budget.quantity != "channels":
             return whole if known is None else known
@@ -57,8 +69,20 @@ class Task:
         present = self.graph.price("channels", sizes)  # of the default groups; those asked for may be others
         return whole * known / present if present else whole
 
+    @property
+    def _fraction(self) -> float:
+        return self.budget.fraction if self.prices is None else self.prices.limit
+
+    def _prices(self, many: Counts) -> NDArray[np.float64]:
+        """The budget's quantity for counts [choices, groups]: [choices]."""
+        if self.prices is not None:
+            return self.prices.share(many)
+        return np.array([self.price(counts) for counts in many])
+
     def price(self, counts: Counts) -> float:
         """The budget's quantity for counts per group. Only what can be cut counts as a channel."""
+        if self.prices is not None:
+            return float(self.prices.share(counts[None])[0])
         if self.budget.quantity != "channels":
             return self.graph.price(self.budget.quantity, counts)
         return float(counts[self._channels].sum())
@@ -81,7 +105,7 @@ class Task:
     def _unreachable(self, lowest: float, highest: float) -> str:
         """What was asked, what can be reached, and what stands in the way."""
         quantity = self.budget.quantity
-        text = f"{quantity}={self.budget.fraction:g} cannot be met: "
+        text = f"{self.budget} cannot be met: "
         if self.units:
             text += f"between {lowest:.4g} and {highest:.4g} of the original's {quantity} can be reached"
         else:

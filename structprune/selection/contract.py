@@ -21,10 +21,12 @@ Counts = NDArray[np.int64]
 class Prices:
     """What networks cost on a runtime, as shares of the whole one, and the widths at which they are cheap.
 
-    ``share`` takes counts ``[choices, groups]`` and gives ``[choices]``; ``alignment`` is by group name.
+    ``share`` takes counts ``[choices, groups]`` and gives ``[choices]``; ``limit`` is the most that a choice may take;
+    ``alignment`` is by group name.
     """
 
     share: Callable[[Counts], NDArray[np.float64]]
+    limit: float
     alignment: Mapping[str, int]
 
 

@@ -158,7 +158,8 @@ class _Problem:
         for start in range(0, len(states), 256):  # the first that fits is the best: the others need no price
             fits = np.flatnonzero(self.shares(states[start : start + 256]) <= 1.0)
             if len(fits):
-                return states[start + int(fits[0])]
+                found: Counts = states[start + int(fits[0])]
+                return found
         return None
 
     def _forced(self, state: Counts) -> Counts | None:

@@ -4,8 +4,9 @@ them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ class Constraints:
     max_pruned: float | Mapping[str, float] = 1.0
     keep: str | Iterable[str] = ()
     only: str | Iterable[str] = ()
+    alignment: Mapping[str, int] = field(default_factory=dict)  #: by group name: learned, not asked for
 
     def __post_init__(self) -> None:
         if (
@@ -95,7 +97,11 @@ def build_units(
     for positions in classes.values():
         if chosen.issuperset(positions):
             size = groups[positions[0]].size
-            allowed = _allowed(size, max(least[position] for position in positions), bounds.multiple_of)
+            aligned = (
+                _learned(bounds.alignment.get(groups[position].name, 1), size) for position in positions
+            )
+            multiple = math.lcm(bounds.multiple_of, *aligned)
+            allowed = _allowed(size, max(least[position] for position in positions), multiple)
             curve = np.mean([curves[position] for position in positions], axis=0)
             units.append(Unit(tuple(positions), size, allowed, curve))
     return tuple(unit for unit in units if len(unit.allowed) > 1)
@@ -120,6 +126,13 @@ def _least(groups: Sequence[GroupLike], bounds: Constraints) -> list[int]:
         min(group.size, max(few, group.size - int(group.size * share + _ROUNDING)))
         for group, few, share in zip(groups, fewest, removable, strict=True)
     ]
+
+
+def _learned(alignment: int, size: int) -> int:
+    """The alignment, halved until a group of this size has a choice at all."""
+    while alignment > 1 and alignment >= size:
+        alignment //= 2
+    return alignment
 
 
 def _allowed(size: int, least: int, multiple_of: int) -> Counts:

@@ -1,4 +1,4 @@
-"""What a runtime's own profiler says: how long each kernel of a network takes, fusions as the runtime made them.
+"""What onnxruntime's own profiler says: how long each kernel of a network takes, fusions as the runtime made them.
 
 The kernels of one inference add up to its latency, in place, with the caches as the network leaves them; so they say
 more than layers timed one by one.
@@ -10,7 +10,6 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,12 @@ import onnxruntime
 
 from structprune.errors import ExportError
 from structprune.runtimes.ort import session_options
+from structprune.runtimes.profiles import Kernel, Profile
 
-__all__ = ["Kernel", "Profile", "profile_onnx"]
+__all__ = ["profile_onnx"]
 
 _EVENT = "_kernel_time"
 _LAYOUT = re.compile(r"(_nchwc|_token_\d+)+$")
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One kernel of a network: its name in the runtime's graph, the operation, its shapes, and its times."""
-
-    name: str
-    operation: str
-    shapes: tuple[tuple[int, ...], ...]
-    ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """The kernels of one network in the order they run, and the median of whole inferences."""
-
-    kernels: tuple[Kernel, ...]
-    whole_ms: float
 
 
 def profile_onnx(

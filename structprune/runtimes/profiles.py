@@ -1,0 +1,58 @@
+"""How long each kernel of a network takes on a runtime, and which runtimes can say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from structprune.errors import InputError
+
+__all__ = ["Kernel", "ModuleProfiler", "Profile", "module_profiler", "register_profiler"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel of a network: its name in the runtime's graph, the operation, its shapes, and its times."""
+
+    name: str
+    operation: str
+    shapes: tuple[tuple[int, ...], ...]
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The kernels of one network in the order they run, and the median of whole inferences."""
+
+    kernels: tuple[Kernel, ...]
+    whole_ms: float
+
+
+ModuleProfiler: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], Profile]
+"""(module, args, kwargs, threads) -> the profile of one inference."""
+
+_PROFILERS: dict[str, ModuleProfiler] = {}
+
+
+def register_profiler(name: str) -> Callable[[ModuleProfiler], ModuleProfiler]:
+    """A decorator that lets a runtime say how long each kernel of a module takes: what latency budgets need of it.
+
+    Raises:
+        InputError: where the runtime has a profiler.
+    """
+
+    def register(profiler: ModuleProfiler) -> ModuleProfiler:
+        if name in _PROFILERS:
+            raise InputError(f"runtime {name!r} has a profiler already")
+        _PROFILERS[name] = profiler
+        return profiler
+
+    return register
+
+
+def module_profiler(name: str) -> ModuleProfiler | None:
+    """The profiler of a runtime, None where it has none."""
+    return _PROFILERS.get(name)

@@ -1,0 +1,277 @@
+"""Budgets of latency, on a runtime of the tests' own whose clock is a formula: 8 channels cost as much as one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import structprune as sp
+from structprune.forecast import learn
+from structprune.forecast.cache import Cache
+from structprune.forecast.fit import level
+from structprune.forecast.template import OnnxTemplate, random_counts
+from structprune.runtimes import Kernel, Profile, register_profiler, register_runtime
+from structprune.runtimes.ort_kernels import profile_onnx
+from structprune.selection.knapsack import most_valuable
+from structprune.selection.units import Unit
+
+BLOCK = 8
+WASTE = 0.5  # milliseconds that a whole inference takes beside its kernels: what a forecast does not know
+
+
+def blocks(width: int) -> int:
+    return -(-width // BLOCK) * BLOCK
+
+
+def kernels(model: nn.Module) -> list[Kernel]:
+    found = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            into, out = layer.in_features, layer.out_features
+            slow = 1.0 if out % BLOCK == 0 and into % BLOCK == 0 else 2.0
+            ms = slow * (0.01 + 2e-5 * blocks(into) * blocks(out))
+            found.append(Kernel(name, "toy", ((1, into), (out, into), (1, out)), ms))
+    return found
+
+
+@register_profiler("toy")
+def toy_profile(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> Profile:
+    parts = kernels(model)
+    return Profile(tuple(parts), sum(part.ms for part in parts))
+
+
+@register_runtime("toy")
+@contextmanager
+def toy(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> Iterator[Any]:
+    yield lambda: sum(part.ms for part in kernels(model)) + WASTE
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STRUCTPRUNE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    widths = (32, 200, 136, 256, 16)
+    layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+EXAMPLE = torch.zeros(1, 32)
+
+
+def asked(share: float) -> sp.Budget:
+    return sp.Budget(latency=share, runtime="toy")
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.4])
+def test_the_measured_latency_is_what_was_asked_and_little_less(share: float) -> None:
+    result = sp.prune(mlp(), EXAMPLE, asked(share))
+    report = result.report.latency
+    assert report is not None
+    assert share * 0.97 <= report.ratio.value <= share
+    assert result.report.verify is not None
+    dense, small = (sum(k.ms for k in kernels(m)) + WASTE for m in (mlp(), result.model))
+    assert small / dense == pytest.approx(report.ratio.value, abs=1e-3)
+
+
+def test_widths_are_those_at_which_the_runtime_is_fast() -> None:
+    result = sp.prune(mlp(), EXAMPLE, asked(0.5))
+    assert {group.count % BLOCK for group in result.plan.groups} == {0}
+    free = sp.prune(mlp(), EXAMPLE, asked(0.5), multiple_of=5)
+    assert all(g.count % 5 == 0 or g.count == g.size for g in free.plan.groups)
+
+
+def test_the_forecast_knows_the_kernels_and_their_stairs() -> None:
+    model = mlp()
+    forecast = sp.forecast_latency(model, EXAMPLE, runtime="toy")
+    assert set(forecast.alignment.values()) <= {BLOCK, 2 * BLOCK}
+    whole = forecast(forecast.graph.sizes())
+    assert whole == pytest.approx(sum(k.ms for k in kernels(model)), rel=0.02)
+    assert forecast.error < 0.02
+    assert list(forecast.layers(forecast.graph.sizes())) == ["0", "2", "4", "6"]
+
+
+def test_milliseconds_are_milliseconds() -> None:
+    dense = sum(k.ms for k in kernels(mlp())) + WASTE
+    result = sp.prune(mlp(), EXAMPLE, sp.Budget(latency_ms=0.6 * dense, runtime="toy"))
+    small = sum(k.ms for k in kernels(result.model)) + WASTE
+    assert 0.97 * 0.6 * dense <= small <= 0.6 * dense
+
+
+def test_what_cannot_be_reached_is_an_error_with_the_range() -> None:
+    model = mlp()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(sp.BudgetError, match=r"latency=0\.1 .*(can be reached|was not reached)"):
+        sp.prune(model, EXAMPLE, asked(0.1))
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_constraints_hold() -> None:
+    result = sp.prune(mlp(), EXAMPLE, asked(0.85), keep="2", min_channels={"4": 128})
+    counts = {group.name: group.count for group in result.plan.groups}
+    assert counts["2"] == 136
+    assert counts["4"] >= 128
+
+
+def test_profiles_are_kept_and_an_interrupted_run_goes_on(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def stop_after_five(done: int, total: int) -> None:
+        taken.append(done)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sp.forecast_latency(mlp(), EXAMPLE, runtime="toy", progress=stop_after_five)
+    (file,) = (cache / "latency").iterdir()
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write('{"counts": [1, 2')  # killed while it was writing
+    calls = []
+    monkeypatch.setattr(
+        "structprune.runtimes.profiles._PROFILERS",
+        {"toy": lambda *args: calls.append(1) or toy_profile(*args)},
+    )
+    forecast = sp.forecast_latency(mlp(), EXAMPLE, runtime="toy")
+    assert len(calls) == len({tuple(s.counts) for s in forecast.samples}) - 5
+    calls.clear()
+    sp.forecast_latency(mlp(), EXAMPLE, runtime="toy")
+    assert calls == []
+    sp.forecast_latency(mlp(), EXAMPLE, runtime="toy", threads=2)
+    assert calls
+
+
+def test_a_budget_of_latency_needs_prices_and_a_profiler() -> None:
+    model = mlp()
+    graph = sp.trace(model, EXAMPLE)
+    scores = sp.score(model, graph)
+    with pytest.raises(sp.InputError, match="prices="):
+        sp.select(graph, scores, asked(0.5))
+    forecast = learn(graph, model, EXAMPLE, "toy", 1)
+    plan = sp.select(graph, scores, asked(0.5), prices=forecast.prices(0.5))
+    counts = np.array([group.count for group in plan.groups])
+    free = np.array([group.frozen is None for group in graph.groups])
+    full = graph.sizes()
+    full[free] = counts
+    assert forecast(full) <= 0.5 * forecast(graph.sizes())
+    with pytest.raises(sp.InputError, match="register_profiler"):
+        sp.prune(model, EXAMPLE, sp.Budget(latency=0.5, runtime="abacus"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"latency": 1.5}, {"latency_ms": 0.0}, {"latency": 0.5, "macs": 0.5}, {"latency": 0.5, "threads": 0}],
+)
+def test_a_budget_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(sp.InputError, match="Budget"):
+        sp.Budget(**wrong)
+
+
+def test_a_plan_remembers_its_budget_of_latency() -> None:
+    plan = sp.prune(mlp(), EXAMPLE, asked(0.5)).plan
+    assert sp.PruningPlan.from_json(plan.to_json()) == plan
+    assert plan.budget == asked(0.5)
+
+
+# -- the model of the network on onnxruntime -------------------------------------------------------
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 48, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(32), nn.Linear(48 * 4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.norm(self.first(x)).relu()).relu()
+        x = nn.functional.adaptive_avg_pool2d(x, 2)
+        return self.head(x.reshape(x.shape[0], x.shape[1] * 4))
+
+
+def test_a_template_gives_the_onnx_model_at_any_widths() -> None:
+    model, x = Convolutions().eval(), torch.randn(2, 3, 8, 8)
+    graph = sp.trace(model, x)
+    free = {g.tie: list(range(5, g.size)) for g in graph.groups if g.frozen is None}
+    points = [graph.sizes(), random_counts(graph, free, 1), random_counts(graph, free, 2)]
+    template = OnnxTemplate(model, graph, (x,), {}, points)
+    import onnx_ir as ir
+
+    for seed in (3, 4):
+        counts = random_counts(graph, free, seed)
+        model_bytes = ir.to_proto(template.at(counts)).SerializeToString()
+        profile = profile_onnx(model_bytes, {"x": x.numpy()}, 1, ("CPUExecutionProvider",), rounds=2)
+        sizes = dict(zip((g.name for g in graph.groups), counts.tolist(), strict=True))
+        shapes = {shape for kernel in profile.kernels for shape in kernel.shapes}
+        assert any(shape[:1] == (5,) or shape[-1:] == (5,) for shape in shapes)
+        weights = template.converted.model.graph.initializers
+        assert tuple(weights["second.weight"].const_value.shape) == (sizes["second"], sizes["first"], 3, 3)
+        assert all(kernel.ms >= 0 for kernel in profile.kernels)
+
+
+def test_onnxruntime_meets_a_budget_on_this_machine() -> None:
+    torch.manual_seed(0)
+    result = sp.prune(Convolutions().eval(), torch.randn(1, 3, 32, 32), sp.Budget(latency=0.9))
+    assert result.report.latency is not None
+    assert result.report.latency.ratio.value <= 0.9
+
+
+# -- the knapsack ----------------------------------------------------------------------------------
+
+
+def chain(seed: int, count: int, choices: int) -> tuple[list[Unit], Any]:
+    generator = np.random.default_rng(seed)
+    units = []
+    for number in range(count):
+        size = int(generator.integers(choices, 4 * choices))
+        step = max(1, size // choices)
+        allowed = np.unique(np.append(np.arange(step, size, step), size)).astype(np.int64)
+        curve = np.sort(generator.gamma(2.0, size=size))[::-1]
+        units.append(Unit((number,), size, allowed, curve / curve.mean()))
+    weights = generator.uniform(0.2, 3.0, count + 1)
+
+    def cost(counts: np.ndarray) -> np.ndarray:
+        ends = np.full((len(counts), 1), 3.0)
+        wide = np.hstack([ends, counts, ends])
+        total: np.ndarray = (weights * wide[:, :-1] * wide[:, 1:]).sum(axis=1)
+        return total
+
+    return units, cost
+
+
+def kept(units: list[Unit], counts: Any) -> float:
+    return float(sum(unit.curve[:count].sum() for unit, count in zip(units, counts, strict=True)))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_choice_is_within_one_percent_of_the_best_there_is(seed: int) -> None:
+    units, cost = chain(seed, 4, 6)
+    whole = cost(np.array([[unit.size for unit in units]]))[0]
+    limit = whole * np.random.default_rng(seed).uniform(0.3, 0.8)
+    found = most_valuable(units, lambda counts: cost(counts) / limit)
+    assert cost(found[None])[0] <= limit
+    grid = np.array(list(itertools.product(*(unit.allowed for unit in units))))
+    best = max(kept(units, counts) for counts in grid[cost(grid) <= limit])
+    assert kept(units, found) >= 0.99 * best
+
+
+def test_levels() -> None:
+    assert [level((size,)) for size in (1, 6, 24, 48, 128)] == [1, 2, 8, 16, 64]
+
+
+def test_the_cache_is_of_one_network_and_machine(cache: Path) -> None:
+    graph = sp.trace(mlp(), EXAMPLE)
+    one, other = (Cache.of(graph, (EXAMPLE,), "toy", threads) for threads in (1, 2))
+    assert one.path != other.path
+    assert one.get(graph.sizes()) is None
