@@ -118,8 +118,8 @@ def prune(
     proof; with ``inplace=True`` the model itself is cut, once the proof holds. Each head and each group of a
     convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in all. ``engine`` and
     ``engine_options`` are those of `trace`. With ``rewrite=True`` the model is first made a graph that computes the
-    same (see `rewrite`), where widths that only the code ties come free; the result is that graph, pruned. Raises BudgetError, with the reachable range, TraceError and
-    VerificationError; the model given is then as it was.
+    same (see `rewrite`), where widths that only the code ties come free; the result is that graph, pruned. Raises
+    BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as it was.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
