@@ -15,7 +15,8 @@ NAMES = [
     "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "KINDS", "Layer", "PruningPlan",
     "Change", "KindCut", "PruneReport", "PruneResult", "VerifyReport",
     # measuring
-    "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "forecast_latency", "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",
+    "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "forecast_latency",
+    "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",
     "weight_bytes",
     # files
     "ExportReport", "FilesReport", "apply_plan_to_files", "export_onnx", "load", "load_plans", "save",
