@@ -107,18 +107,24 @@ def _define_attributes(done: Settlement, demands: Iterable[Equation]) -> None:
                 expr = _as_expr(done, left)
                 if expr is not None and _free(expr):
                     done.attributes[right] = expr
-    for demand in demands:
-        if isinstance(demand.right, Operation) and isinstance(demand.left, Size):
-            _solve(done, demand.left.expr, demand.right)
+    for fixed in (False, True):
+        for demand in demands:
+            if isinstance(demand.right, Operation) and isinstance(demand.left, Size):
+                _solve(done, demand.left.expr, demand.right, fixed)
 
 
-def _solve(done: Settlement, expr: Expr, node: Operation) -> None:
-    """Define the one unknown attribute of ``expr == unknown // known`` or ``expr == known * unknown * known``."""
+def _solve(done: Settlement, expr: Expr, node: Operation, fixed: bool) -> None:
+    """Define the one unknown attribute of ``expr == unknown // known`` or ``expr == known * unknown * known``.
+
+    Where ``fixed``, a divisor that no dimension's size defines counts as the number it is.
+    """
     if len(node.operands) != 2 or not _free(expr):
         return
     unknown, other = node.operands
     if node.symbol == "//" and isinstance(unknown, Attribute) and unknown not in done.attributes:
         known = _as_expr(done, other)
+        if known is None and fixed and isinstance(other, Attribute):
+            known = Const(other.number)
         if known is not None:
             done.attributes[unknown] = product((known, expr))
     elif node.symbol == "*":

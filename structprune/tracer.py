@@ -251,8 +251,18 @@ class Tracer:
         self.records.append(Record(self.context.layer, name, given, reads, writes))
         for tensor in iter_tensors((out,)):
             if tensor not in dims:
-                why = INPUT if tensor in self.context.live else None
-                dims[tensor] = tuple(Const(size, why) for size in tensor.shape)
+                dims[tensor] = self._unjudged(tensor, args)
+
+    def _unjudged(self, tensor: torch.Tensor, args: tuple[Any, ...]) -> Dims:
+        """Return the constant dimensions of what an operation made of constants, with the reasons that are known."""
+        if tensor in self.context.live:
+            return tuple(Const(size, INPUT) for size in tensor.shape)
+        first = args[0] if args else None
+        if isinstance(first, torch.Tensor) and first.shape == tensor.shape:
+            known = self.context.dims.get(first, ())
+            if known and all(isinstance(dim, Const) for dim in known):
+                return known
+        return constants(tensor)
 
     # -- functions -----------------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ def _prove(
     reference, small = _converted(original, precision), _converted(pruned, precision)
     inputs = _informative(example_inputs, precision)
     try:
-        proof, first = _begin(_Proof(reference, inputs, run_traced(reference, inputs), plan))
+        proof, first = _begin(_Proof(original, reference, inputs, run_traced(reference, inputs), plan))
         second = proof.masked(seed=2)
     except StructpruneError as error:
         raise (_OriginalFails() if isinstance(error, TraceError) else error) from error
@@ -154,16 +154,21 @@ def _begin(proof: _Proof) -> tuple[_Proof, list[torch.Tensor]]:
     except OtherOperations:  # real tensors took other kernels than meta ones: trace on real ones
         if proof.run.kind != "real":
             run = run_traced(proof.reference, proof.inputs, Tracer("real"))
-            return _begin(_Proof(proof.reference, proof.inputs, run, proof.plan))
-    live = _LiveProof(proof.reference, proof.inputs, proof.run, proof.plan)
+            return _begin(_Proof(proof.given, proof.reference, proof.inputs, run, proof.plan))
+    live = _LiveProof(proof.given, proof.reference, proof.inputs, proof.run, proof.plan)
     return live, live.masked(seed=1)
 
 
 class _Proof:
-    """The runs of the masked original; the removed slices of ``reference``, a copy, are overwritten each time."""
+    """The runs of the masked original; the removed slices of ``reference``, a copy of ``given``, are overwritten
+    each time.
+    """
 
-    def __init__(self, reference: nn.Module, inputs: Any, run: Run, plan: PruningPlan) -> None:
+    def __init__(
+        self, given: nn.Module, reference: nn.Module, inputs: Any, run: Run, plan: PruningPlan
+    ) -> None:
         settle_run(run)
+        self.given = given
         self.reference = reference
         self.tensors = named_tensors(reference)
         self.inputs = inputs
@@ -178,9 +183,7 @@ class _Proof:
 
     def masked(self, seed: int, observe: Any = None) -> list[torch.Tensor]:
         """Return the outputs of the masked original with removed channels filled by the noise of ``seed``."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, dims in self.run.named.items():
-            _fill_removed(self.tensors[name], dims, self.cut, generator)
+        generator = self._filled(seed)
         replay = Replay(self.sites, self.cut, generator, self.operations, observe)
         run = run_traced(self.reference, self.inputs, replay)
         if replay.context.index != len(self.operations):
@@ -199,6 +202,17 @@ class _Proof:
                             f"The plan cuts dimension {number} of {name!r}, which must stay: {leaf.frozen}. "
                         )
         return ""
+
+    def _filled(self, seed: int) -> torch.Generator:
+        """Fill what is removed with noise, in the weights as they were given: a forward may write to its own."""
+        generator = torch.Generator().manual_seed(seed)
+        given = dict(self.given.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.reference.named_parameters():
+                parameter.copy_(given[name])
+        for name, dims in self.run.named.items():
+            _fill_removed(self.tensors[name], dims, self.cut, generator)
+        return generator
 
     def is_random(self, first: list[torch.Tensor], tolerance: float) -> bool:
         """Return whether the masked original gives other outputs under another seed of torch's random numbers."""
@@ -246,10 +260,8 @@ class _LiveProof(_Proof):
     """The masked original decides for itself what it runs, where its values choose or its control flow reads them."""
 
     def masked(self, seed: int, observe: Any = None) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        for name, dims in self.run.named.items():
-            _fill_removed(self.tensors[name], dims, self.cut, generator)
-        run = run_traced(self.reference, self.inputs, LiveReplay(self.run.named, self.cut, generator))
+        replay = LiveReplay(self.run.named, self.cut, self._filled(seed))
+        run = run_traced(self.reference, self.inputs, replay)
         return output_values(run.kept)
 
     def first_difference_of_noises(self, tolerance: float) -> str:

@@ -37,7 +37,8 @@ class SkipAbsent(TorchDispatchMode):
         tensors = [a for a in args if isinstance(a, Tensor)]
         self.saw_float32 |= any(t.dtype == torch.float32 and t.dim() > 1 for t in tensors)
         function = RULES.get(func.overloadpacket)
-        if function is None or not any(t.is_floating_point() and t.isnan().any() for t in tensors):
+        held = (t for t in tensors if t.is_floating_point() or t.is_complex())
+        if function is None or not any(t.isnan().any() for t in held):
             return func(*args, **kwargs)
         return function(func, *args, **kwargs)
 
@@ -104,6 +105,9 @@ def convolution(
     result = func(filled(x), filled(weight), None, *geometry)
     unbatched = x.dim() == weight.dim() - 1
     pixels = x.unsqueeze(0) if unbatched else x
+    if weight.shape[2:].numel() == 1 and not any(padding):  # each place is a product of its own
+        result = marked(result, func(there(x), there(weight), None, *geometry))
+        return result if bias is None else result + bias.reshape(-1, *[1] * (pixels.dim() - 2))
     # Which channels meet at all is a question of channels, not of places: ask it of a kernel of size 1.
     some_x = there(pixels).flatten(2).amax(2, keepdim=True)
     some_w = there(weight).flatten(2).amax(2, keepdim=True)

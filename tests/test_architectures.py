@@ -7,6 +7,7 @@ import pytest
 from tests.harness import check_case
 from tests.nets import (
     architectures_dense,
+    architectures_odd,
     architectures_residual,
     architectures_tokens,
     architectures_transformers,
@@ -14,7 +15,12 @@ from tests.nets import (
 )
 from tests.nets.case import Case
 
-HAND_WRITTEN = [*architectures_residual.CASES, *architectures_dense.CASES, *architectures_tokens.CASES]
+HAND_WRITTEN = [
+    *architectures_residual.CASES,
+    *architectures_dense.CASES,
+    *architectures_tokens.CASES,
+    *architectures_odd.CASES,
+]
 FROM_TRANSFORMERS = architectures_transformers.CASES
 OPERATIONS = operations.CASES
 

@@ -32,7 +32,9 @@ def filled(c: Call) -> None:
 
 
 def _dimension(c: Call, size: int, node: Node | None) -> Expr:
-    return Const(size) if isinstance(node, Literal) else repeated(c, size, node)
+    if isinstance(node, Literal):
+        return Const(size, c.why(f"a tensor is made with the number {size}")() if size > 1 else None)
+    return repeated(c, size, node)
 
 
 @rule(

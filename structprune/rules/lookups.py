@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from structprune.axes import Const, Expr
 from structprune.rules.context import Call, Dims, Uncovered, iter_tensors
 from structprune.rules.pointwise import broadcast
-from structprune.rules.registry import rule
+from structprune.rules.registry import function_rule, rule
 
 
 @rule("embedding")
@@ -29,6 +30,23 @@ def embedding_bag(c: Call) -> None:
     c.set(first, (Const(first.shape[0]), width))
     for tensor in others:
         c.set(tensor, [Const(size) for size in tensor.shape])
+
+
+@function_rule(F.one_hot, "self num_classes")
+def one_hot(c: Call) -> None:
+    """[n] -> [n], [k]: a one at the position that each number names. Inside, it depends on values."""
+    c.set(c.out, (*c.dims(c["self"]), Const(c.out.shape[-1])))
+
+
+@rule("_pack_padded_sequence")
+def pack_padded_sequence(c: Call) -> None:
+    """[b, t, a] or [t, b, a] and lengths [b] -> [n, a], [t]: what lies beyond each length is left out."""
+    dims = c.dims(c["input"])
+    for dim in (*dims[:2], *c.dims(c["lengths"])):
+        c.freeze(dim, "sequences are packed by their lengths")
+    data, batch_sizes = iter_tensors([c.out])
+    c.set(data, (Const(data.shape[0]), *dims[2:]))
+    c.set(batch_sizes, [Const(size) for size in batch_sizes.shape])
 
 
 @rule("index", "_unsafe_index")
