@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from structprune.errors import PlanError
 from structprune.plan import AttributeEdit
 
-__all__ = ["Path", "Undo", "check", "holders", "read", "write"]
+__all__ = ["Path", "Undo", "check", "holders", "keep_in_copies", "read", "write"]
 
 Path = tuple[str | int, ...]
 Undo = list[Callable[[], None]]
@@ -72,6 +72,57 @@ def write(module: nn.Module, path: Path, new: object, undo: Undo) -> None:
     value = _changed(old, path[1:], new, name in vars(module) or isinstance(old, nn.Module), undo)
     if value is not old:
         _set_attribute(module, name, value, undo)
+
+
+def keep_in_copies(module: nn.Module, edit: AttributeEdit, undo: Undo) -> None:
+    """Makes copies and pickles of an edited module keep the edit.
+
+    A class may build its instances anew from a state (`__setstate__`, `__reduce__`): what it computed from another
+    integer then comes back. The integer of the same value that decides it is looked for by trial, and changed as well.
+    Raises PlanError where there is none.
+    """
+    if not _builds_anew(type(module)) or _kept(module, edit):
+        return
+    for place in _integers(vars(module), edit.old):
+        tried: Undo = []
+        name = str(place[0])
+        _set_attribute(module, name, copy.deepcopy(getattr(module, name)), tried)
+        write(module, place, edit.new, tried)
+        if _kept(module, edit):
+            undo.extend(tried)
+            return
+        for step in reversed(tried):
+            step()
+    raise PlanError(
+        f"{edit}: a copy of this layer is built anew by its class, with {edit.old} again, so the edit would be lost; "
+        "keep= the layer"
+    )
+
+
+def _builds_anew(cls: type) -> bool:
+    own = [each for each in cls.__mro__ if each.__module__.partition(".")[0] not in ("torch", "builtins")]
+    return any(name in vars(each) for each in own for name in ("__setstate__", "__reduce__", "__reduce_ex__"))
+
+
+def _kept(module: nn.Module, edit: AttributeEdit) -> bool:
+    try:
+        return bool(read(copy.copy(module), edit.path) == edit.new)
+    except Exception:  # noqa: BLE001 - the user's code: a class may refuse a state that does not fit together
+        return False
+
+
+def _integers(value: object, number: int) -> Iterator[Path]:
+    """The paths to the integers of this value inside nested dicts, lists and tuples."""
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    for key, item in items:
+        if type(item) is int and item == number and isinstance(key, (str, int)):
+            yield (key,)
+        else:
+            yield from ((key, *rest) for rest in _integers(item, number))
 
 
 def _changed(value: Any, rest: Path, new: object, owned: bool, undo: Undo) -> Any:

@@ -175,6 +175,8 @@ def _settle(model: nn.Module, plan: PruningPlan, truthful: _Truthful, undo: edit
     try:
         for edit in plan.attributes:
             edits.write(model.get_submodule(edit.module), edit.path, edit.new, undo)
+        for edit in plan.attributes:
+            edits.keep_in_copies(model.get_submodule(edit.module), edit, undo)
         recompute(model)
         for name, attributes in truthful.items():
             module = model.get_submodule(name)

@@ -17,6 +17,7 @@ from torch import nn
 
 from structprune import axes
 from structprune.axes import Const
+from structprune.caches import fresh_results
 from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import map_tensors, normalize_inputs, tensors_in
@@ -134,7 +135,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
         context.live[tensor] = 0
     clone.eval()
     _follow_layers(clone, context)
-    with surroundings(tracer, mode):
+    with surroundings(tracer, mode), fresh_results(clone):
         result = clone(*args, **kwargs)
     for number in output_integers(result):
         if isinstance(number, TracedInt):  # a size that the caller gets to see

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,6 +94,50 @@ class CachedBias(nn.Module):
             self.known[str(x.device)] = self.bias[:, self.apart].detach()
         mixed = (q @ k.transpose(-2, -1) + self.known[str(x.device)]).softmax(-1) @ v
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@functools.lru_cache
+def split_shape(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    """A shape whose last dimension is split in equal parts, remembered for each shape."""
+    assert shape[-1] % parts == 0
+    return (*shape[:-1], parts, shape[-1] // parts)
+
+
+class Remembered(nn.Module):
+    """Attention whose shapes come out of a cache of sizes that was filled by an earlier run."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.qkv, self.out, self.heads = nn.Linear(width, 3 * width), nn.Linear(width, width), heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).chunk(3, -1)
+        q, k, v = (part.view(split_shape(tuple(part.shape), self.heads)).transpose(1, 2) for part in parts)
+        mixed = (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Split(nn.Module):
+    """Splits the last dimension in heads of one width; copies of it are built anew from what it was given."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.given = {"width": width}
+        self.compiled = (("...", -1), tuple(self.given.items()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.compiled[1][0][1])).transpose(1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.given)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+
+def split_net(net: Net, x: Tensor) -> Tensor:
+    q, k, v = (split(layer(x)) for layer, split in zip((net.q, net.k, net.v), net.split, strict=True))
+    return net.head(((q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
 def used_before(net: nn.Module, x: Tensor) -> nn.Module:
@@ -201,6 +248,27 @@ CASES = [
         ),
         tokens(6),
         ("0.weight", "1.qkv.weight", "1.out.weight"),
+    ),
+    Case(
+        "sizes from a cache",
+        0,
+        lambda: used_before(
+            nn.Sequential(nn.Linear(6, 16), Remembered(16, 4), nn.Linear(16, 3)), tokens(6)()
+        ),
+        tokens(6),
+        ("0.weight", "1.qkv.weight", "1.out.weight"),
+    ),
+    Case(
+        "layers built anew from their state",
+        0,
+        lambda: Net(
+            split_net,
+            **{name: nn.Linear(6, 16) for name in "qkv"},
+            split=nn.ModuleList(Split(8) for _ in "qkv"),
+            head=nn.Linear(16, 3),
+        ),
+        tokens(6),
+        ("q.weight", "k.weight", "v.weight", "head.weight"),
     ),
     Case(
         "weights from another network",
