@@ -117,6 +117,12 @@ def convolution(
     return result if bias is None else result + bias.reshape(-1, *[1] * (pixels.dim() - 2))
 
 
+@rule(aten._euclidean_dist, aten._cdist_forward)
+def distance(func: Any, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
+    both = there(a).amax(-2, keepdim=True) * there(b).amax(-2, keepdim=True)
+    return func(filled(a) * both, filled(b) * both, *rest)
+
+
 def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
     if dim is None or (isinstance(dim, Sequence) and not dim):
         return list(range(x.dim()))

@@ -162,6 +162,12 @@ def expert_choice_net(net: Net, x: Tensor) -> Tensor:
     return net.head(torch.einsum("ekn,ek,ekd->nd", sent, scores, given).view(x.shape) + x)
 
 
+def codebook_net(net: Net, x: Tensor) -> Tensor:
+    code = net.encode(x)
+    nearest = net.book(torch.cdist(code, net.book.weight).argmin(-1))
+    return net.decode(code + (nearest - code).detach())
+
+
 def hypernetwork(net: Net, x: Tensor, z: Tensor) -> Tensor:
     hidden = net.hidden(z).relu()
     weight = net.weight(hidden).view(x.size(0), -1, x.size(1))
@@ -269,6 +275,13 @@ CASES = [
         ),
         tokens(6),
         ("q.weight", "k.weight", "v.weight", "head.weight"),
+    ),
+    Case(
+        "nearest code of a book",
+        0,
+        lambda: Net(codebook_net, encode=nn.Linear(6, 8), book=nn.Embedding(9, 8), decode=nn.Linear(8, 3)),
+        row(6, 8),
+        ("encode.weight", "book.weight", "decode.weight"),
     ),
     Case(
         "weights from another network",
