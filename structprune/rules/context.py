@@ -17,6 +17,8 @@ from structprune.provenance import Ledger, node_of, plain, user_line
 __all__ = ["Call", "Context", "Dims", "FunctionCall", "Site", "Uncovered"]
 
 Dims = tuple[Expr, ...]
+# Functions whose integer says how many pieces there are: a piece's size may equal it, and does not come from it.
+_COUNTING = frozenset(("chunk", "unsafe_chunk", "tensor_split", "hsplit", "vsplit", "dsplit"))
 
 
 class Uncovered(Exception):
@@ -188,6 +190,8 @@ class Call:
         call = self.context.function
         if call is None:
             return Literal(plain(value))
+        if call.name in _COUNTING:
+            return None
         same = [i for i, given in enumerate(call.ints) if plain(given) == plain(value)]
         call.used.update(same)
         origins = {str(node): node for node in (node_of(call.ints[i]) for i in same)}

@@ -140,6 +140,22 @@ def split_net(net: Net, x: Tensor) -> Tensor:
     return net.head(((q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+class Scales(nn.Module):
+    """Res2Net's hierarchy of as many pieces as each of them has channels."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(conv(scale, scale) for _ in range(scale - 1))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = torch.chunk(x, self.scale, dim=1)
+        done = [first]
+        for layer, piece in zip(self.convs, others, strict=True):
+            done.append(layer(piece + done[-1]))
+        return torch.cat(done, 1)
+
+
 def used_before(net: nn.Module, x: Tensor) -> nn.Module:
     with torch.no_grad():
         net.eval()(x)
@@ -282,6 +298,13 @@ CASES = [
         lambda: Net(codebook_net, encode=nn.Linear(6, 8), book=nn.Embedding(9, 8), decode=nn.Linear(8, 3)),
         row(6, 8),
         ("encode.weight", "book.weight", "decode.weight"),
+    ),
+    Case(
+        "as many pieces as channels in each",
+        0,
+        lambda: nn.Sequential(conv(3, 16), Scales(4), conv(16, 3, 1)),
+        image(3),
+        ("0.weight", "1.convs.0.weight", "1.convs.2.weight", "2.weight"),
     ),
     Case(
         "weights from another network",
