@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import structprune as sp
+from tests.nets import architectures_odd
 
 TABLES: dict[int, Tensor] = {}
 
@@ -196,3 +197,14 @@ def test_inference_mode_changes_nothing() -> None:
     with torch.inference_mode():
         result = sp.prune(net, torch.randn(3, 4), sp.Budget(channels=0.5))
     assert result.model[0].out_features == 4
+
+
+def test_cached_functions_of_sizes_are_left_as_they_were() -> None:
+    net = nn.Sequential(nn.Linear(6, 16), architectures_odd.Remembered(16, 4), nn.Linear(16, 3)).eval()
+    net(torch.zeros(2, 6, 6))
+    cached = architectures_odd.split_shape
+    before = cached.cache_info()
+    graph = sp.trace(net, torch.zeros(2, 6, 6))
+    assert any(group.frozen is None and "1.qkv.weight" in group.layers for group in graph.groups)
+    assert architectures_odd.split_shape is cached
+    assert cached.cache_info() == before
