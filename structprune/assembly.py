@@ -16,6 +16,7 @@ from structprune.changes import changes_by_axis
 from structprune.constraints import Settlement, settle
 from structprune.cutting import partner, places
 from structprune.graph import ChannelGroup, DependencyGraph, Member
+from structprune.outputs import Outputs
 from structprune.plan import REMAINING
 from structprune.ragged import outer_axes
 from structprune.recognition import recognise
@@ -30,7 +31,7 @@ _OUTPUT = Frozen("model output")
 Outer = Mapping[Atom, tuple[Atom, ...]]
 
 
-def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
+def trace(model: nn.Module, example_inputs: Any, outputs: Outputs = None) -> DependencyGraph:
     """Return the dependency graph of ``model``: which channels belong together, found by one run without arithmetic.
 
     ``example_inputs`` is one tensor, a tuple of positional arguments or a dict of keyword arguments. The model, its
@@ -42,7 +43,7 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     [('0', 8)]
     """
     refuse_wrapped(model)
-    run = run_traced(model, example_inputs)
+    run = run_traced(model, example_inputs, outputs=outputs)
     settled = settle_run(run)
     if rehearse(model, example_inputs, run, settled):
         settled = settle_run(run)

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["attributes", "output_integers", "output_tensors", "output_values"]
+from structprune.errors import InputError
+
+__all__ = ["Outputs", "attributes", "chosen_outputs", "output_integers", "output_tensors", "output_values"]
+
+
+Outputs = str | int | Sequence[str | int] | Callable[[Any], Any] | None
+"""Which part of a forward's result counts: names or positions in it, a function that picks, or all of it (None)."""
+
+
+def chosen_outputs(result: Any, outputs: Outputs) -> Any:
+    """Return the part of a forward's result that counts as the network's output.
+
+    Raises InputError where the result has no such part.
+
+    >>> chosen_outputs({"logits": 1, "cache": 2}, "logits")
+    [1]
+    """
+    if outputs is None:
+        return result
+    if callable(outputs):
+        return outputs(result)
+    return [_part(result, name) for name in ((outputs,) if isinstance(outputs, str | int) else outputs)]
+
+
+def _part(result: Any, name: str | int) -> Any:
+    try:
+        return result[name] if isinstance(result, Mapping) or isinstance(name, int) else getattr(result, name)
+    except (LookupError, AttributeError, TypeError) as error:
+        known = list(result) if isinstance(result, Mapping) else sorted(getattr(result, "__dict__", {}))
+        raise InputError(f"outputs: a {type(result).__name__} has no {name!r}; it has {known}") from error
 
 
 def output_tensors(result: Any) -> list[torch.Tensor]:

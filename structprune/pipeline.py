@@ -18,6 +18,7 @@ from structprune.importance import score
 from structprune.importance.scoring import Criterion
 from structprune.inputs import normalize_inputs
 from structprune.latency_target import LatencyReport, reach
+from structprune.outputs import Outputs
 from structprune.plan import Budget, PruningPlan
 from structprune.rewriting import rewrite
 from structprune.select import select
@@ -105,6 +106,7 @@ def prune(
     engine_options: Mapping[str, Any] | None = None,
     ragged: bool = True,
     rewrite: bool = False,
+    outputs: Outputs = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
@@ -116,8 +118,9 @@ def prune(
     ``only="heads"``, ``keep=["residual", "mlp"]`` (`structprune.KINDS`). A layer or group of that very name comes
     first; ``"kind:mlp"`` is the kind all the same. ``seed`` is for ``criterion="random"``. ``verify=False`` skips the
     proof; with ``inplace=True`` the model itself is cut, once the proof holds. Each head and each group of a
-    convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in all. ``engine`` and
-    ``engine_options`` are those of `trace`. With ``rewrite=True`` the model is first made a graph that computes the
+    convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in all. ``engine``,
+    ``engine_options`` and ``outputs`` (the parts of the forward's result that count, such as "logits") are those of
+    `trace`. With ``rewrite=True`` the model is first made a graph that computes the
     same (see `rewrite`), where widths that only the code ties come free; the result is that graph, pruned. Raises
     BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as it was.
 
@@ -135,7 +138,7 @@ def prune(
     keep, only = module_names(model, keep), module_names(model, only)
     if rewrite:
         model = _rewrite(model, example_inputs)
-    graph = trace(model, example_inputs, engine, engine_options)
+    graph = trace(model, example_inputs, engine, engine_options, outputs)
     if graph.unused:
         warnings.warn(_unused(graph.unused), stacklevel=2)
     options: dict[str, Any] = {} if seed is None else {"seed": seed}
@@ -163,7 +166,7 @@ def prune(
     else:
         plan = choose(None)
         small = apply_plan(model, plan)
-    proof = _verify(model, small, plan, example_inputs) if verify else None
+    proof = _verify(model, small, plan, example_inputs, outputs) if verify else None
     report = _report(graph, plan, left_whole(graph.groups, keep, only), proof, timed)
     return PruneResult(apply_plan(model, plan, inplace=True) if inplace else small, plan, report)
 

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.outputs import output_tensors
 from structprune.rules.context import Dims
 
-__all__ = ["SUBSTITUTES", "IdentityMap", "output_tensors", "random_state", "transparent_functionals"]
+__all__ = ["SUBSTITUTES", "IdentityMap", "random_state", "transparent_functionals"]
 
 _FASTPATH = threading.RLock()
 

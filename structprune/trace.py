@@ -19,10 +19,10 @@ from structprune import axes
 from structprune.axes import Const
 from structprune.caches import fresh_results
 from structprune.clone import structural_clone
-from structprune.errors import TraceError
+from structprune.errors import InputError, TraceError
 from structprune.inputs import map_tensors, normalize_inputs, tensors_in
 from structprune.leftovers import forget
-from structprune.outputs import output_integers, output_tensors
+from structprune.outputs import Outputs, chosen_outputs, output_integers, output_tensors
 from structprune.provenance import TracedInt
 from structprune.routing import CHOICES, Rerouted, freeze_siblings
 from structprune.rules import Context
@@ -57,14 +57,18 @@ class Run:
         return self.kind == "real" and any(record.operation in CHOICES for record in self.records)
 
 
-def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = None) -> Run:
+def run_traced(
+    model: nn.Module, example_inputs: Any, tracer: Tracer | None = None, outputs: Outputs = None
+) -> Run:
     """Return what a run of ``model`` says about its dimensions: on meta tensors if it can, else on fake
     or real ones.
+
+    ``outputs`` is the part of the forward's result that counts.
     """
     args, kwargs = normalize_inputs(example_inputs)
     if tracer is not None:
-        run = _run(model, args, kwargs, tracer)
-        return _reach(model, args, kwargs, run) if type(tracer) is Tracer else run
+        run = _run(model, args, kwargs, tracer, outputs)
+        return _reach(model, args, kwargs, run, outputs) if type(tracer) is Tracer else run
     first: Exception | None = None
     # A cache on the model may be keyed by device: only fake tensors, which name the real one, find what it holds.
     kinds: dict[int, str] = {}
@@ -76,8 +80,8 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
             break
         tracer = Tracer(kind)
         try:
-            return _reach(model, args, kwargs, _run(model, args, kwargs, tracer))
-        except RuleError:
+            return _reach(model, args, kwargs, _run(model, args, kwargs, tracer, outputs), outputs)
+        except (RuleError, InputError):
             raise
         except Exception as error:  # noqa: BLE001 - the public boundary around the user's forward: any error it can raise
             first = error if first is None or kind == "real" else first
@@ -93,7 +97,7 @@ def run_traced(model: nn.Module, example_inputs: Any, tracer: Tracer | None = No
     ) from first
 
 
-def _reach(model: nn.Module, args: Any, kwargs: Any, run: Run) -> Run:
+def _reach(model: nn.Module, args: Any, kwargs: Any, run: Run, outputs: Outputs) -> Run:
     """Let a run whose steps depend on values learn about the layers that those values have not chosen."""
     if not run.unused or run.kind != "real":
         return run
@@ -104,7 +108,7 @@ def _reach(model: nn.Module, args: Any, kwargs: Any, run: Run) -> Run:
         tracer.context.ledger, tracer.context.roles = main.ledger, main.roles
         tracer.context.produced, tracer.context.consumed = main.produced, main.consumed
         try:
-            other = _run(model, args, kwargs, tracer)
+            other = _run(model, args, kwargs, tracer, outputs)
         except RuleError:
             raise
         except Exception:  # noqa: BLE001 - the user's forward, which may not bear such a choice: siblings freeze instead
@@ -120,7 +124,7 @@ def _reach(model: nn.Module, args: Any, kwargs: Any, run: Run) -> Run:
     return run
 
 
-def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
+def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outputs) -> Run:
     replace, admit, mode = SUBSTITUTES[tracer.kind]()
     context = tracer.context
     clone, tensors = structural_clone(model, replace, context.ledger)
@@ -136,26 +140,24 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer) -> Run:
     clone.eval()
     _follow_layers(clone, context)
     with surroundings(tracer, mode), fresh_results(clone):
-        result = clone(*args, **kwargs)
+        result = chosen_outputs(clone(*args, **kwargs), outputs)
     for number in output_integers(result):
         if isinstance(number, TracedInt):  # a size that the caller gets to see
             context.ledger.number(number)
     context.ledger.open = False
-    outputs = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
+    found = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
     unused = frozenset(name for name, tensor in tensors.items() if id(tensor) not in tracer.read)
     if tracer.kind == "real":
         handed = {id(held) for tensor in output_tensors(result) for held in (tensor, tensor._base)}
         del clone, args, kwargs, tensors, tensor
         forget([made for made in tracer.made if id(made()) not in handed])
-        return Run(context, named, outputs, tracer.records, tracer.kind, tracer.narrow, unused, [result])
+        return Run(context, named, found, tracer.records, tracer.kind, tracer.narrow, unused, [result])
     del clone, result, args, kwargs, tensors, tensor
     context.dims.clear()
     context.live.clear()
     context.derived.clear()
     forget(tracer.made)
-    return Run(
-        context, named, outputs, tracer.records, tracer.kind, tracer.narrow, unused, steps=tracer.steps
-    )
+    return Run(context, named, found, tracer.records, tracer.kind, tracer.narrow, unused, steps=tracer.steps)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from structprune.errors import InputError, StructpruneError, TraceError, Verific
 from structprune.gathering import removed, take
 from structprune.inputs import map_tensors
 from structprune.live import LiveReplay
-from structprune.outputs import output_tensors, output_values
+from structprune.outputs import Outputs, output_tensors, output_values
 from structprune.plan import PruningPlan
 from structprune.recovery import cut_by
 from structprune.replay import OtherOperations, Replay, noise
@@ -59,10 +59,17 @@ class VerifyReport:
         return text + (f"; {len(self.changes)} statistics over fewer channels" if self.changes else "")
 
 
-def verify(original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_inputs: Any) -> VerifyReport:
+def verify(
+    original: nn.Module,
+    pruned: nn.Module,
+    plan: PruningPlan,
+    example_inputs: Any,
+    outputs: Outputs = None,
+) -> VerifyReport:
     """Return the report of a proof that ``pruned`` computes what ``original`` computes without the removed channels.
 
-    Both models stay as they are. Inputs whose numbers are all the same are replaced by random ones, which show more.
+    Both models stay as they are. ``outputs`` are those that the plan was traced with.
+    Inputs whose numbers are all the same are replaced by random ones, which show more.
     Raises VerificationError, naming the first layer that differs; PlanError where the plan is not ``original``'s.
     """
     check_plan(original, plan)
@@ -73,7 +80,7 @@ def verify(original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_in
     failed: Exception | None = None
     for precision in _PRECISIONS:
         try:
-            return _prove(original, pruned, plan, example_inputs, precision)
+            return _prove(original, pruned, plan, example_inputs, precision, outputs)
         except _OriginalFails as failure:  # kernels that take no float64: prove in the widest that they take
             failed = failed or failure.__cause__ or failure  # type: ignore[assignment]
     if isinstance(failed, VerificationError):
@@ -103,12 +110,18 @@ class _OriginalFails(Exception):
 
 
 def _prove(
-    original: nn.Module, pruned: nn.Module, plan: PruningPlan, example_inputs: Any, precision: _Precision
+    original: nn.Module,
+    pruned: nn.Module,
+    plan: PruningPlan,
+    example_inputs: Any,
+    precision: _Precision,
+    outputs: Outputs,
 ) -> VerifyReport:
     reference, small = _converted(original, precision), _converted(pruned, precision)
     inputs = _informative(example_inputs, precision)
     try:
-        proof, first = _begin(_Proof(original, reference, inputs, run_traced(reference, inputs), plan))
+        run = run_traced(reference, inputs, outputs=outputs)
+        proof, first = _begin(_Proof(original, reference, inputs, run, plan, outputs))
         second = proof.masked(seed=2)
     except StructpruneError as error:
         raise (_OriginalFails() if isinstance(error, TraceError) else error) from error
@@ -131,7 +144,7 @@ def _prove(
             f"first in {proof.first_difference_of_noises(tolerance)}. {proof.cut_though_frozen() or _REPORT}"
             "The model given is untouched."
         )
-    max_error = largest_error(first, _outputs_of(small, inputs))
+    max_error = largest_error(first, _outputs_of(small, inputs, outputs))
     if not max_error <= tolerance and proof.is_random(first, tolerance):
         raise VerificationError(
             "the original's forward draws random numbers in eval mode, so two networks cannot be compared: make it "
@@ -153,9 +166,9 @@ def _begin(proof: _Proof) -> tuple[_Proof, list[torch.Tensor]]:
             return proof, proof.masked(seed=1)
     except OtherOperations:  # real tensors took other kernels than meta ones: trace on real ones
         if proof.run.kind != "real":
-            run = run_traced(proof.reference, proof.inputs, Tracer("real"))
-            return _begin(_Proof(proof.given, proof.reference, proof.inputs, run, proof.plan))
-    live = _LiveProof(proof.given, proof.reference, proof.inputs, proof.run, proof.plan)
+            run = run_traced(proof.reference, proof.inputs, Tracer("real"), proof.outputs)
+            return _begin(_Proof(proof.given, proof.reference, proof.inputs, run, proof.plan, proof.outputs))
+    live = _LiveProof(proof.given, proof.reference, proof.inputs, proof.run, proof.plan, proof.outputs)
     return live, live.masked(seed=1)
 
 
@@ -165,7 +178,13 @@ class _Proof:
     """
 
     def __init__(
-        self, given: nn.Module, reference: nn.Module, inputs: Any, run: Run, plan: PruningPlan
+        self,
+        given: nn.Module,
+        reference: nn.Module,
+        inputs: Any,
+        run: Run,
+        plan: PruningPlan,
+        outputs: Outputs = None,
     ) -> None:
         settle_run(run)
         self.given = given
@@ -174,6 +193,7 @@ class _Proof:
         self.inputs = inputs
         self.run = run
         self.plan = plan
+        self.outputs = outputs
         self.cut = cut_by(plan, run)
         counted = [index for index, record in enumerate(run.records) if record.operation not in LAYOUT]
         place = {index: number for number, index in enumerate(counted)}
@@ -185,7 +205,7 @@ class _Proof:
         """Return the outputs of the masked original with removed channels filled by the noise of ``seed``."""
         generator = self._filled(seed)
         replay = Replay(self.sites, self.cut, generator, self.operations, observe)
-        run = run_traced(self.reference, self.inputs, replay)
+        run = run_traced(self.reference, self.inputs, replay, self.outputs)
         if replay.context.index != len(self.operations):
             raise OtherOperations(
                 f"{replay.context.index} operations, where the trace had {len(self.operations)}"
@@ -230,7 +250,7 @@ class _Proof:
         self.masked(1, lambda index, _layer, out: seen.setdefault(index, self._kept_outputs(index, out)))
 
         def again(observe: Any) -> None:
-            run_traced(small, self.inputs, Replay({}, {}, torch.Generator(), observe=observe))
+            run_traced(small, self.inputs, Replay({}, {}, torch.Generator(), observe=observe), self.outputs)
 
         return self._compared(seen, again, tolerance, False)
 
@@ -261,7 +281,7 @@ class _LiveProof(_Proof):
 
     def masked(self, seed: int, observe: Any = None) -> list[torch.Tensor]:
         replay = LiveReplay(self.run.named, self.cut, self._filled(seed))
-        run = run_traced(self.reference, self.inputs, replay)
+        run = run_traced(self.reference, self.inputs, replay, self.outputs)
         return output_values(run.kept)
 
     def first_difference_of_noises(self, tolerance: float) -> str:
@@ -321,10 +341,10 @@ def _fill_removed(tensor: torch.Tensor, dims: Any, cut: Cut, generator: torch.Ge
         tensor.index_copy_(dim, gone, noise(shape, tensor, generator))
 
 
-def _outputs_of(small: nn.Module, inputs: Any) -> list[torch.Tensor]:
+def _outputs_of(small: nn.Module, inputs: Any, outputs: Outputs) -> list[torch.Tensor]:
     replay = Replay({}, {}, torch.Generator())
     try:
-        return output_values(run_traced(small, inputs, replay).kept)
+        return output_values(run_traced(small, inputs, replay, outputs).kept)
     except StructpruneError:
         raise
     except Exception as error:  # the boundary around the user's forward on the pruned tensors

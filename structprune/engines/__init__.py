@@ -15,6 +15,7 @@ from structprune import assembly
 from structprune.engines.by_torch_pruning import trace_by_torch_pruning
 from structprune.errors import InputError
 from structprune.graph import DependencyGraph
+from structprune.outputs import Outputs
 
 __all__ = ["ENGINES", "trace"]
 
@@ -26,11 +27,14 @@ def trace(
     example_inputs: Any,
     engine: str = "structprune",
     engine_options: Mapping[str, Any] | None = None,
+    outputs: Outputs = None,
 ) -> DependencyGraph:
     """Return the dependency graph of ``model``: which channels belong together, found by one run without arithmetic.
 
     ``example_inputs`` is one tensor, a tuple of positional arguments or a dict of keyword arguments. The model, its
-    flags and the random state stay as they are. With ``engine="torch-pruning"`` the groups are those of
+    flags and the random state stay as they are. ``outputs`` names the parts of the forward's result that count (all by
+    default): what else it returns, such as a cache, may get smaller.
+    With ``engine="torch-pruning"`` the groups are those of
     `torch_pruning.DependencyGraph`, and ``engine_options`` what its pruners take: customized_pruners,
     unwrapped_parameters, ignored_layers, root_module_types, in_channel_groups, out_channel_groups, num_heads,
     forward_fn, output_transform, verbose. Raises TraceError where the forward fails or the model is wrapped, InputError
@@ -42,11 +46,11 @@ def trace(
     [('0', 8)]
     """
     if engine == "torch-pruning":
-        return trace_by_torch_pruning(model, example_inputs, engine_options or {})
+        return trace_by_torch_pruning(model, example_inputs, engine_options or {}, outputs)
     if engine != "structprune":
         raise InputError(f"unknown engine {engine!r}: use one of {', '.join(ENGINES)}")
     if engine_options:
         raise InputError(
             f"engine_options={sorted(engine_options)} are torch-pruning's: pass engine='torch-pruning'"
         )
-    return assembly.trace(model, example_inputs)
+    return assembly.trace(model, example_inputs, outputs)

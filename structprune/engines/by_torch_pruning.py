@@ -23,7 +23,7 @@ from structprune.engines.translation import Findings, graph_from
 from structprune.errors import InputError, TraceError
 from structprune.graph import DependencyGraph
 from structprune.inputs import normalize_inputs
-from structprune.outputs import output_tensors
+from structprune.outputs import Outputs, output_tensors
 from structprune.tensors import named_tensors, slots
 from structprune.trace import run_traced
 from structprune.wrappers import refuse_wrapped
@@ -34,7 +34,7 @@ _OUTPUT = Frozen("model output")
 
 
 def trace_by_torch_pruning(
-    model: nn.Module, example_inputs: Any, engine_options: Mapping[str, Any]
+    model: nn.Module, example_inputs: Any, engine_options: Mapping[str, Any], outputs: Outputs = None
 ) -> DependencyGraph:
     """Return the dependency graph of ``model`` as torch-pruning sees it; prices come from a traced run.
 
@@ -45,7 +45,7 @@ def trace_by_torch_pruning(
     refuse_wrapped(model)
     options = read_options(engine_options)
     inputs = normalize_inputs(example_inputs)
-    run = run_traced(model, inputs)
+    run = run_traced(model, inputs, outputs=outputs)
     asked = _Asked(package, model, inputs, options)
     return graph_from(asked.findings(), run, model)
 

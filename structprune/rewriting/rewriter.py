@@ -11,6 +11,7 @@ from torch import nn
 from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import batch_size, map_tensors, normalize_inputs, repeat_batch
+from structprune.outputs import output_tensors
 from structprune.plan import REMAINING
 from structprune.replica import replica
 from structprune.rewriting.attention import replace_attention
@@ -19,7 +20,6 @@ from structprune.rewriting.literals import lift_sizes
 from structprune.rewriting.module import RewrittenModule
 from structprune.rewriting.sizes import write_out_sizes
 from structprune.rewriting.symbolic import symbolic
-from structprune.stand_ins import output_tensors
 from structprune.trace import run_traced
 from structprune.verify import largest_error, widest
 from structprune.wrappers import refuse_wrapped
