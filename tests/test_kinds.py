@@ -318,7 +318,7 @@ SIZES = {
         (["heads", "mlp"], {"1.attention.q[0]", "1.mlp.0"}),
         (["heads", "head_dim"], {"1.attention.q[0]", "1.attention.q[1]", "1.attention.v"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_only_a_kind(only: Any, wanted: set[str]) -> None:
     result = sp.prune(*block(), sp.Budget(channels=0.5), only=only)
