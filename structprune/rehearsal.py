@@ -192,9 +192,10 @@ class _Stage:
         self._edit(clone, counts)
         args, kwargs = map_tensors(self.inputs, admit)
         recorder = _Recorder(self.run.kind)
+        clone.eval()  # not under the recorder: a module's own train() may call functions of torch
         try:
             with surroundings(recorder, mode):
-                clone.eval()(*args, **kwargs)
+                clone(*args, **kwargs)
         finally:
             del clone, args, kwargs
             forget(recorder.made)

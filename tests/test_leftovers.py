@@ -207,3 +207,27 @@ def test_cached_functions_of_sizes_keep_no_traced_ones() -> None:
     assert any(group.frozen is None and "1.qkv.weight" in group.layers for group in graph.groups)
     assert architectures_odd.split_shape is cached
     assert {type(size) for size in cached((2, 6, 16), 4)} == {int}
+
+
+class Forgetful(nn.Module):
+    """Keeps a table for inference, and drops it when it is told whether to train."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.width, self.known = nn.Conv2d(width, width, 3, padding=1), width, {}
+
+    @torch.no_grad()
+    def train(self, mode: bool = True) -> Forgetful:
+        self.known = {} if mode else self.known
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "scale" not in self.known:
+            self.known["scale"] = torch.full((1, 1), 2.0)
+        return self.inner(x).view(len(x), self.width, *x.shape[2:]) * self.known["scale"]
+
+
+def test_what_a_module_does_when_told_to_train_is_no_step_of_its_forward() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), Forgetful(16), nn.Conv2d(16, 2, 1)).eval()
+    graph = sp.trace(net, torch.zeros(1, 3, 8, 8))
+    assert not [group.name for group in graph.groups if "other steps" in str(group.frozen)]
