@@ -70,7 +70,8 @@ def verify(
 
     Both models stay as they are. ``outputs`` are those that the plan was traced with.
     Inputs whose numbers are all the same are replaced by random ones, which show more.
-    Raises VerificationError, naming the first layer that differs; PlanError where the plan is not ``original``'s.
+    Raises VerificationError, naming the first layer that differs; PlanError where the plan is not ``original``'s;
+    TraceError where its forward draws random numbers, so that no two runs can be compared.
     """
     check_plan(original, plan)
     if any(tensor.is_meta for tensor in named_tensors(original).values()):
@@ -146,7 +147,7 @@ def _prove(
         )
     max_error = largest_error(first, _outputs_of(small, inputs, outputs))
     if not max_error <= tolerance and proof.is_random(first, tolerance):
-        raise VerificationError(
+        raise TraceError(
             "the original's forward draws random numbers in eval mode, so two networks cannot be compared: make it "
             "deterministic (dropout only in training, a generator with a fixed seed), or pass verify=False"
         )
