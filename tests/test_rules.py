@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from typer.testing import CliRunner
 
 import structprune as sp
 from structprune.cli import app
-from structprune.rules import known_rules, registry
+from structprune.rules import known_rules
 from tests.oracle import judge
 
 
@@ -55,15 +54,6 @@ class Own(nn.Module):
             torch.ops.structprune_tests.halve(x)
         x = torch.ops.structprune_tests.scaled_sum(x, self.weight)
         return self.head(x)  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def table() -> Iterator[dict[str, Any]]:
-    """The rule table, put back afterwards."""
-    before = dict(registry._RULES)
-    yield registry._RULES
-    registry._RULES.clear()
-    registry._RULES.update(before)
 
 
 def flow(c: sp.Call) -> None:

@@ -123,7 +123,7 @@ def known_rules() -> Iterator[KnownRule]:
 
 
 def _known(name: str, function: Rule, known_by: str) -> KnownRule:
-    family = function.__module__.removeprefix("structprune.rules.")
+    family = (function.__module__ or "").removeprefix("structprune.rules.")  # none in code that was exec'd
     return KnownRule(name, family, (function.__doc__ or "").strip().split("\n")[0], known_by)
 
 
