@@ -27,6 +27,8 @@ __all__ = ["LatencyReport", "Turn", "reach"]
 _NEAR = 0.97  # of the share that was asked for: a network that takes less gave up more than it had to
 _AIM = 0.988  # between the two: where the next choice is aimed at
 _TURNS = 8
+_TRIES = 60
+_STEP = 1.03
 _ROUNDS = 40
 _SECONDS = 1.0
 
@@ -89,20 +91,26 @@ def reach(
     turns: list[Turn] = []
     best: _Reached | None = None
     seen: set[tuple[int, ...]] = set()
-    while len(turns) < _TURNS:
-        plan = choose(forecast.prices(min(1.0, share * _AIM), correction))
+    aim = share * _AIM if share < 1 else np.inf
+    for _ in range(_TRIES):
+        plan = choose(forecast.prices(aim, correction))
         counts = _counts(graph, plan)
-        if tuple(counts.tolist()) in seen:
-            break
+        if (
+            tuple(counts.tolist()) in seen
+        ):  # the widths are coarse: look further where the last one was not near
+            aim *= 1 / _STEP if turns[-1].measured.value > share else _STEP
+            continue
         seen.add(tuple(counts.tolist()))
         found = _measured(model, plan, example_inputs, budget)
         predicted = forecast(counts) / whole
         turns.append(Turn(predicted, found.ratio))
-        if found.ratio.value <= share and (best is None or found.ratio.value > best.ratio.value):
+        if (found.ratio.value <= share or share >= 1) and (
+            best is None or found.ratio.value > best.ratio.value
+        ):
             best = found
-        if share * _NEAR <= found.ratio.value <= share:
+        if share >= 1 or share * _NEAR <= found.ratio.value <= share or len(turns) == _TURNS:
             break
-        correction = found.ratio.value / predicted
+        correction, aim = found.ratio.value / predicted, share * _AIM
     if best is None:
         raise BudgetError(_missed(budget, share, turns))
     layers = _layers(forecast, sizes, _counts(graph, best.plan))

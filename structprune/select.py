@@ -90,6 +90,8 @@ def select(
         group.name: _scores_of(group, scores, ragged) for group in (graph.groups[n] for n in candidates)
     }
     curves = _curves(graph.groups, scores, candidates, normalize)
+    if scope == VALUE:
+        curves = _weighted(graph, curves)
     units = build_units(graph.groups, curves, candidates, bounds)
     limit = Task(graph, tuple(candidates), units, budget, bounds, prices if budget.timed else None).limit(
         scope, original
@@ -136,6 +138,12 @@ def _curves(
     return {
         position: normalised(_best_first(scores[groups[position].name]), normalize) for position in candidates
     }
+
+
+def _weighted(graph: GraphLike, curves: Mapping[int, NDArray[np.float64]]) -> dict[int, NDArray[np.float64]]:
+    """The curves with each group worth what it governs: one head of three is more than one neuron of a thousand."""
+    governed = graph.governed("macs")
+    return {position: curve * (governed[position] / len(curve)) for position, curve in curves.items()}
 
 
 def _best_first(scores: NDArray[np.float64]) -> NDArray[np.float64]:

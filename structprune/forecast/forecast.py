@@ -40,6 +40,7 @@ class LatencyForecast:
     def __init__(self, graph: DependencyGraph, samples: Sequence[Sample], aligned: Sequence[Sample]) -> None:
         self.graph = graph
         self.samples = tuple(samples)
+        aligned = _alike(aligned)
         self.parts = parts(aligned, Sizes(graph).names([one.counts for one in aligned], _BLOCKS))
         self.fit = fit(self.parts, samples)
         self._model = _Model(graph, self.parts, self.fit)
@@ -96,6 +97,15 @@ class LatencyForecast:
             for sample in samples
         ]
         return float(np.median(errors))
+
+
+def _alike(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with the kernels that most of them have: a runtime may take another path for some widths, or for the
+    whole network.
+    """
+    names = [frozenset(kernel.name for kernel in sample.profile.kernels) for sample in samples]
+    common = max(names, key=names.count)
+    return [sample for sample, own in zip(samples, names, strict=True) if own == common]
 
 
 class _Model:

@@ -13,6 +13,7 @@ from structprune.runtimes.profiles import Kernel, Profile
 
 __all__ = ["Form", "Part", "Sample", "parts"]
 
+_BLOCK = 6  # shapes: more has no convolution or product with bias, residual and output
 _FUSED = ("FusedConv", "FusedGemm", "FusedMatMul")
 NameSizes = Callable[[Sequence[int]], "Size | None"]
 
@@ -93,5 +94,9 @@ def operation(kernel: Kernel) -> str:
 
 
 def _main_shapes(kernel: Kernel) -> tuple[tuple[int, ...], ...]:
-    """The first two inputs and the output: what follows the second input (bias, residual) goes with the output."""
+    """The first two inputs and the output: what follows the second input (bias, residual) goes with the output. A
+    kernel of many inputs is a whole block with all its weights: there each counts.
+    """
+    if len(kernel.shapes) > _BLOCK:
+        return kernel.shapes
     return (*kernel.shapes[:-1][:2], kernel.shapes[-1])

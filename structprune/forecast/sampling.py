@@ -24,15 +24,30 @@ SCHEDULE = ((64, 4), (32, 4), (16, 4), (8, 2), (4, 2), (2, 1), (1, 1))
 """(alignment, samples): coarse ones say how latency grows with width, fine ones where the stairs are."""
 
 _NARROWEST = 0.2
+_DRAWS = 30
 Counts = np.ndarray
 Profiler = Callable[[Counts], Profile]
 
 
 def draw(graph: DependencyGraph, free: frozenset[int], alignment: int, seed: int) -> Counts:
     """Random counts (int64 ``[groups]``) of the groups at the positions ``free``: multiples of ``alignment`` but not
-    of its double, of less where a group is too small for that; tied groups alike.
+    of its double, of less where a group is too small for that; tied groups alike. Counts under which the model's code
+    would decide otherwise are drawn again, or their groups left whole.
     """
     generator = random.Random(seed)
+    for _ in range(_DRAWS):
+        counts = _drawn(graph, free, alignment, generator)
+        if not graph.violations(counts):
+            return counts
+    for _ in range(len(free)):
+        for violation in graph.violations(counts):
+            ties = {graph.groups[position].tie for position in violation.groups}
+            for position, group in enumerate(graph.groups):
+                counts[position] = group.size if group.tie in ties else counts[position]
+    return graph.sizes() if graph.violations(counts) else counts
+
+
+def _drawn(graph: DependencyGraph, free: frozenset[int], alignment: int, generator: random.Random) -> Counts:
     drawn: dict[int, int] = {}
     counts = graph.sizes()
     held = {group.tie for position, group in enumerate(graph.groups) if position not in free}
