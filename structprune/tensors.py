@@ -25,7 +25,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from structprune.errors import PlanError
 
-__all__ = ["Slot", "aliases", "fingerprint", "like", "named_tensors", "shapes_fingerprint", "slots"]
+__all__ = [
+    "CONSTANTS",
+    "Slot",
+    "aliases",
+    "fingerprint",
+    "like",
+    "named_tensors",
+    "shapes_fingerprint",
+    "slots",
+]
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, flags, and the three registries
 _ATOMS = (
@@ -33,6 +42,10 @@ _ATOMS = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.fx.Graph, weakref.ref),
 )
+
+CONSTANTS = "structprune_constants"
+"""The attribute of a module that names those of its buffers that were plain attributes before it was rewritten: they
+are state, though no state_dict has them."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,8 @@ def slots(model: nn.Module) -> Iterator[Slot]:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 kind = "cache" if name in module._non_persistent_buffers_set else "buffer"
+                if name in vars(module).get(CONSTANTS, ()):
+                    kind = "attribute"
                 yield Slot(_join(prefix, name), module, kind, (name,), buffer)
     seen = {id(module) for _, module in modules}
     for prefix, module in modules:

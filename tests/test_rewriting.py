@@ -407,3 +407,25 @@ def test_a_stretch_that_reaches_the_end_is_as_long_as_the_code_says() -> None:
     net, x = fill_distinct(Narrowed()), torch.randn(2, 4)
     assert free(sp.trace(net, x)) == {}
     assert kept(net, x, {"a": [0, 5, 10]}).a.out_features == 4
+
+
+class Scaled(nn.Module):
+    """A tensor in a plain attribute, and one that the forward makes in its own dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 4)
+        self.scale = torch.rand(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down((self.up(x) * self.scale).relu() @ torch.eye(32))
+        return y
+
+
+def test_plain_tensors_are_saved_and_float32_of_the_forwards_own_is_no_hindrance(tmp_path: Path) -> None:
+    model, x = Scaled(), torch.randn(2, 8)
+    result = sp.prune(model, x, sp.Budget(macs=0.5), rewrite=True)
+    assert result.report.macs_after <= result.report.macs_before / 2
+    sp.save(tmp_path, result.model, result.plan)
+    loaded = sp.load(tmp_path, lambda: sp.rewrite(Scaled(), x))
+    assert torch.equal(loaded(x), result.model(x))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from structprune.tensors import CONSTANTS
+
 __all__ = [
     "SOURCE",
     "RewrittenModule",
@@ -39,6 +41,7 @@ class RewrittenModule(fx.GraphModule):
         self.sources = {node.name: _source(node) for node in graph.nodes}
         for registry in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             vars(self)[registry] = vars(root)[registry]
+        vars(self)[CONSTANTS] = vars(root).get(CONSTANTS, frozenset())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenModule:
         """Return a copy with everything the module holds: what a GraphModule's own copy drops, too."""
@@ -115,11 +118,12 @@ def has(module: nn.Module, path: str) -> bool:
 
 
 def add_constant(root: nn.Module, path: str, value: Any) -> None:
-    """Put what a graph reads at ``path`` under ``root``: a tensor that moves with the model, but is not saved."""
+    """Put what a graph reads at ``path`` under ``root``: a tensor moves with the model, and is in no state_dict."""
     *way, name = path.split(".")
     for step in way:
         root = getattr(root, step)
     if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
         root.register_buffer(name, value.detach().clone(), persistent=False)
+        vars(root)[CONSTANTS] = frozenset((*vars(root).get(CONSTANTS, ()), name))
     else:
         setattr(root, name, value)

@@ -27,6 +27,7 @@ from structprune.wrappers import refuse_wrapped
 __all__ = ["rewrite"]
 
 _EXACT, _SINGLE = 1e-9, 1e-5  # in float64; where the model itself computes something in float32
+_AS_IS = 1e-4  # in the model's own dtypes
 
 
 def rewrite(model: nn.Module, example_inputs: Any) -> nn.Module:
@@ -90,17 +91,28 @@ def _tidy(module: torch.fx.GraphModule) -> None:
 
 
 class _Judge:
-    """Compares what was made with the original, both in float64 and in eval mode."""
+    """Compares what was made with the original, both in eval mode and in float64, or as they are where the original
+    does not run in float64: it makes float32 tensors of its own, say.
+    """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self.model = _widened(model)
-        self.inputs = map_tensors(inputs, widest)
+        try:
+            self._prepare(model, inputs, widest)
+            self.tolerance = _SINGLE if run_traced(self.model, self.inputs).narrow else _EXACT
+        except Exception:  # noqa: BLE001 - the boundary around the user's forward: any error it can raise
+            run_traced(model, inputs)  # raises TraceError where the forward fails as it is, too
+            self._prepare(model, inputs, lambda tensor: tensor)
+            self.tolerance = _AS_IS
+
+    def _prepare(self, model: nn.Module, inputs: Any, cast: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.cast = cast
+        self.model = _converted(model, cast)
+        self.inputs = map_tensors(inputs, cast)
         self.expected = output_tensors(self._outputs(self.model, self.inputs))
-        self.tolerance = _SINGLE if run_traced(self.model, self.inputs).narrow else _EXACT
 
     def objection(self, made: nn.Module, strict: bool) -> str:
         """Return what ``made`` does otherwise, "" for nothing; ``strict`` asks for another batch size too."""
-        made = _widened(made)
+        made = _converted(made, self.cast)
         error = largest_error(self.expected, output_tensors(self._outputs(made, self.inputs)))
         if not error <= self.tolerance:
             return f"its outputs differ from the original's by {error:.1e} relative"
@@ -127,12 +139,12 @@ class _Judge:
             return model(*args, **kwargs)
 
 
-def _widened(model: nn.Module) -> nn.Module:
-    def wide(tensor: torch.Tensor, _kind: str) -> torch.Tensor:
-        copied = widest(tensor.detach()).clone()
-        return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
+def _converted(model: nn.Module, cast: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    def copied(tensor: torch.Tensor, _kind: str) -> torch.Tensor:
+        new = cast(tensor.detach()).clone()
+        return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
 
-    return structural_clone(model, wide)[0].eval()
+    return structural_clone(model, copied)[0].eval()
 
 
 def _first_line(error: BaseException) -> str:
