@@ -25,11 +25,16 @@ def checked(known: Mapping[str, ChannelGroup], name: str, indices: Keep) -> np.n
         raise PlanError(f"no group is named {name!r}; print(graph) lists the names")
     group = known[name]
     try:
-        given = np.asarray(indices, dtype=np.int64)
-    except (TypeError, ValueError):
+        raw = np.asarray(indices)
+    except ValueError:
         raise PlanError(
             f"group {name!r}: expected channels, equal in number wherever they are chosen"
         ) from None
+    if raw.ndim == 0 or (raw.size and raw.dtype.kind not in "iu"):
+        raise PlanError(
+            f"group {name!r}: expected the channels to keep as a list of integers, got {str(indices)[:80]}"
+        )
+    given = raw.astype(np.int64)
     if not given.size:
         raise PlanError(f"group {name!r}: expected distinct channels in [0, {group.size}), at least one")
     chosen = np.sort(given.reshape(-1, given.shape[-1]) if given.ndim > 1 else given.reshape(-1))

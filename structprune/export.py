@@ -28,6 +28,7 @@ from structprune.plan import PruningPlan, plan_digest
 from structprune.runtimes.onnx_check import largest_difference, module_outputs
 from structprune.runtimes.onnx_convert import Converted, convert, save_model
 from structprune.runtimes.ort import open_session
+from structprune.tensors import require_module
 
 __all__ = ["ExportReport", "export_onnx"]
 
@@ -107,6 +108,7 @@ def export_onnx(
             batch though `dynamic_batch=True`. No file is left and an older one is untouched.
         InputError: for arguments out of range.
     """
+    require_module(model)
     inputs = normalize_inputs(example_inputs)
     destination = Path(path)
     if not check_batches or min(check_batches) < 1:

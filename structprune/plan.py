@@ -184,6 +184,13 @@ class PruningPlan:
     remaining: Mapping[str, float] = field(default_factory=dict)
     _arrays: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __str__(self) -> str:
+        cut = [
+            f"{group.name} {group.size} -> {group.count}" for group in self.groups if group.count < group.size
+        ]
+        more = f" and {len(cut) - 20} more" if len(cut) > 20 else ""
+        return f"plan for {self.budget or 'no budget'}: {', '.join(cut[:20]) or 'nothing is cut'}{more}"
+
     def __post_init__(self) -> None:
         if not _FINGERPRINT.fullmatch(self.fingerprint):
             raise PlanError(f"fingerprint {self.fingerprint[:80]!r}: expected 64 hexadecimal digits (sha256)")

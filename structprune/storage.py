@@ -24,7 +24,7 @@ from structprune.errors import PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_from_json, plans_to_json
 from structprune.replica import recompute, replica
 from structprune.surgery import apply_plan, replace_tensors
-from structprune.tensors import Slot, like, named_tensors, slots
+from structprune.tensors import Slot, like, named_tensors, require_module, slots
 
 __all__ = ["PLAN", "load", "load_plans", "plans_of", "save", "stored_slots", "sync"]
 
@@ -119,6 +119,7 @@ def _require_match(model: nn.Module, plans: Sequence[PruningPlan]) -> None:
     """Raises StorageError unless the plans follow upon each other and the model is what they make."""
     if not plans:
         raise StorageError("save needs the plan, or the plans in order, that made the model")
+    require_module(model)
     for name, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise StorageError(f"layer {name!r} keeps extra state that is no tensor; only tensors are stored")

@@ -23,7 +23,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from structprune.errors import PlanError
+from structprune.errors import InputError, PlanError
 
 __all__ = [
     "CONSTANTS",
@@ -32,6 +32,7 @@ __all__ = [
     "fingerprint",
     "like",
     "named_tensors",
+    "require_module",
     "shapes_fingerprint",
     "slots",
 ]
@@ -112,8 +113,15 @@ def shapes_fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
+def require_module(model: object) -> None:
+    """Raise InputError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+
+
 def slots(model: nn.Module) -> Iterator[Slot]:
     """Every place of the model that holds a tensor: parameters first, then buffers, then plain attributes."""
+    require_module(model)
     modules = list(model.named_modules())
     for prefix, module in modules:
         for name, parameter in module._parameters.items():

@@ -33,7 +33,7 @@ from structprune.plan import PruningPlan
 from structprune.recovery import cut_by
 from structprune.replay import OtherOperations, Replay, noise
 from structprune.surgery import check_plan
-from structprune.tensors import named_tensors
+from structprune.tensors import named_tensors, require_module
 from structprune.trace import Run, Tracer, run_traced
 from structprune.tracer import LAYOUT
 
@@ -74,6 +74,7 @@ def verify(
     TraceError where its forward draws random numbers, so that no two runs can be compared.
     """
     check_plan(original, plan)
+    require_module(pruned)
     if any(tensor.is_meta for tensor in named_tensors(original).values()):
         raise InputError(
             "a model on the meta device has no weights to verify: pass verify=False, or give it weights"

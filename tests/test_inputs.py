@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import UserDict, namedtuple
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import structprune as sp
 from structprune.errors import InputError
 from structprune.inputs import (
     batch_size,
@@ -154,3 +158,30 @@ def test_parse_positional_named_and_bounded() -> None:
 def test_specifications_that_do_not_read(specs: list[str]) -> None:
     with pytest.raises(InputError):
         parse_inputs(specs)
+
+
+@pytest.mark.parametrize(
+    "call", ["score", "verify", "verify pruned", "save", "export", "sparsify", "finalize"]
+)
+def test_what_is_no_module_is_said(call: str, tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4)
+    graph = sp.trace(net, x)
+    plan = graph.plan({})
+    calls: dict[str, Any] = {
+        "score": lambda: sp.score(None, graph),
+        "verify": lambda: sp.verify(None, net, plan, x),
+        "verify pruned": lambda: sp.verify(net, None, plan, x),
+        "save": lambda: sp.save(tmp_path, None, plan),
+        "export": lambda: sp.export_onnx(None, x, tmp_path / "x.onnx"),
+        "sparsify": lambda: sp.sparsify(None, 0.5),
+        "finalize": lambda: sp.finalize(None),
+    }
+    with pytest.raises(sp.InputError, match=r"NoneType; expected a torch\.nn\.Module"):
+        calls[call]()
+
+
+@pytest.mark.parametrize("keep", [8, [1.5, 2.0], [True, False], "ab", [[0], [1, 2]]])
+def test_channels_are_a_list_of_integers(keep: Any) -> None:
+    graph = sp.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))
+    with pytest.raises(sp.PlanError, match="group '0'"):
+        graph.plan({"0": keep})

@@ -117,6 +117,54 @@ def test_what_cannot_be_reached_is_an_error_with_the_range() -> None:
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
+def test_a_network_that_meets_the_budget_is_left_alone() -> None:
+    for budget in (sp.Budget(latency=1.0, runtime="toy"), sp.Budget(latency_ms=1e6, runtime="toy")):
+        result = sp.prune(mlp(), EXAMPLE, budget)
+        assert result.report.groups_cut == 0
+        assert result.report.latency is not None
+        assert result.report.latency.ratio.value == pytest.approx(1.0)
+
+
+class Guarded(nn.Module):
+    """Takes the shortcut only where the widths differ from each other as they do now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (32, 96, 192, 192, 256, 10)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            y = layer(x).relu()
+            x = x + y if x.shape == y.shape else y
+        return x
+
+
+def test_widths_that_the_code_forbids_are_neither_profiled_nor_chosen() -> None:
+    torch.manual_seed(0)
+    result = sp.prune(Guarded(), EXAMPLE, asked(0.6))
+    assert result.report.latency is not None
+    assert result.report.latency.ratio.value <= 0.6
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+def test_where_one_width_is_coarse_the_others_fill_the_budget() -> None:
+    """The residual width can only go in large steps of latency: the hidden ones are cut as well, not left whole."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 48), *(Block(48) for _ in range(4)), nn.Linear(48, 10))
+    result = sp.prune(net, EXAMPLE, asked(0.7))
+    assert result.report.latency is not None
+    assert 0.97 * 0.7 <= result.report.latency.ratio.value <= 0.7
+
+
 def test_constraints_hold() -> None:
     result = sp.prune(mlp(), EXAMPLE, asked(0.85), keep="2", min_channels={"4": 128})
     counts = {group.name: group.count for group in result.plan.groups}

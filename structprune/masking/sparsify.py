@@ -13,6 +13,7 @@ from structprune.errors import InputError
 from structprune.masking.mask import Mask, mask_of, put_mask, remove_mask
 from structprune.masking.ranking import Criterion, count, drop_below, drop_lowest, scores
 from structprune.masking.targets import Patterns, Target, all_targets, choose
+from structprune.tensors import require_module
 
 __all__ = ["finalize", "sparsify"]
 
@@ -57,6 +58,7 @@ def sparsify(
     >>> (sparsify(layer, 0.5).weight != 0).int().tolist()
     [[1, 1, 0], [0, 1, 0]]
     """
+    require_module(model)
     _check(sparsity, threshold, scope, criterion)
     chosen = choose(model, only, keep)
     masks = [mask_of(target) for target in chosen]
@@ -89,6 +91,7 @@ def finalize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Modules and parameters are of their original classes again; a model without masks comes back unchanged.
     Raises `InputError` where another parametrization was put over a mask.
     """
+    require_module(model)
     plain = model if inplace else copy.deepcopy(model)
     masked = [slot for t in all_targets(plain) for slot in t.slots if _is_masked(slot.parametrizations())]
     for slot in masked:

@@ -104,7 +104,7 @@ class Task:
 
     def _unreachable(self, lowest: float, highest: float) -> str:
         """What was asked, what can be reached, and what stands in the way."""
-        quantity = self.budget.quantity
+        quantity = "latency" if self.budget.timed else self.budget.quantity
         text = f"{self.budget} cannot be met: "
         if self.units:
             text += f"between {lowest:.4g} and {highest:.4g} of the original's {quantity} can be reached"
