@@ -151,6 +151,13 @@ class Tracer:
             elif operation._schema.is_mutable:  # it writes into its arguments and returns nothing
                 self.judge(rule, Call(context, name, arguments, _written(operation, arguments)))
             # else a device, a number, a truth value: the program's to use
+        else:
+            for tensor in iter_tensors(
+                (out,)
+            ):  # written in place: constants too may lie otherwise now (unsqueeze_)
+                known = context.dims.get(tensor)
+                if known is not None and [dim.size for dim in known] != list(tensor.shape):
+                    context.dims[tensor] = constants(tensor)
         if len(context.sites) > sites:
             out = self.revised(context.sites[-1], operation, names, args, kwargs, out)
         self._passed(name, args, kwargs, out)

@@ -148,3 +148,20 @@ def test_whole_rows_keep_their_channels_together(name: str) -> None:
     result = sp.prune(Net(forward, **parts), inputs, sp.Budget(channels=0.5))
     assert {tuple(p.shape) for n, p in result.model.named_parameters() if n == "head.weight"} == {(3, 4)}
     assert result.report.verify is not None
+
+
+def test_constants_that_change_their_form_in_place() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 12), nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            kept = mask * 1.0
+            kept.unsqueeze_(1)
+            y: torch.Tensor = self.down(self.up(x).relu()[:, None] + kept)
+            return y
+
+    x, mask = torch.randn(3, 4), torch.randn(3, 1)
+    result = sp.prune(Masked(), (x, mask), sp.Budget(channels=0.5))
+    assert result.model.up.out_features == 6
