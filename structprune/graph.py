@@ -167,6 +167,11 @@ class DependencyGraph:
         """Return the size of every group, int64 ``[groups]``: the counts of the network as it is."""
         return np.array([group.size for group in self.groups], dtype=np.int64)
 
+    def counts(self, plan: PruningPlan) -> np.ndarray:
+        """Return how many channels a plan keeps of every group, int64 ``[groups]``."""
+        kept = {group.name: group.count for group in plan.groups}
+        return np.array([kept.get(group.name, group.size) for group in self.groups], dtype=np.int64)
+
     def coverage(self, quantity: str) -> float:
         """Return the share of ``"params"`` or ``"macs"`` that lies in layers with a free group, in [0, 1]."""
         price = self.polynomial(quantity)

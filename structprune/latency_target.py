@@ -94,7 +94,7 @@ def reach(
     aim = share * _AIM if share < 1 else np.inf
     for _ in range(_TRIES):
         plan = choose(forecast.prices(aim, correction))
-        counts = _counts(graph, plan)
+        counts = graph.counts(plan)
         if (
             tuple(counts.tolist()) in seen
         ):  # the widths are coarse: look further where the last one was not near
@@ -113,7 +113,7 @@ def reach(
         correction, aim = found.ratio.value / predicted, share * _AIM
     if best is None:
         raise BudgetError(_missed(budget, share, turns))
-    layers = _layers(forecast, sizes, _counts(graph, best.plan))
+    layers = _layers(forecast, sizes, graph.counts(best.plan))
     evidence = LatencyReport(
         budget, best.dense, best.pruned, best.ratio, tuple(turns), forecast.error, layers
     )
@@ -141,11 +141,6 @@ def _measured(model: nn.Module, plan: PruningPlan, example_inputs: Any, budget: 
         min_time=_SECONDS,
     )
     return _Reached(plan, small, dense, pruned, ratio(pruned, dense))
-
-
-def _counts(graph: DependencyGraph, plan: PruningPlan) -> np.ndarray:
-    kept = {group.name: group.count for group in plan.groups}
-    return np.array([kept.get(group.name, group.size) for group in graph.groups], dtype=np.int64)
 
 
 def _layers(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from structprune.changes import Change, told
@@ -183,8 +182,7 @@ def _report(
     timed: LatencyReport | None,
 ) -> PruneReport:
     before = graph.sizes()
-    kept = {group.name: group.count for group in plan.groups}
-    after = np.array([kept.get(group.name, group.size) for group in graph.groups], dtype=np.int64)
+    after = graph.counts(plan)
     return PruneReport(
         params_before=round(graph.price("params", before)),
         params_after=round(graph.price("params", after)),

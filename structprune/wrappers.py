@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.errors import InputError, TraceError
+from structprune.errors import TraceError
+from structprune.tensors import require_module
 
 __all__ = ["refuse_wrapped"]
 
@@ -23,8 +24,7 @@ def refuse_wrapped(model: nn.Module) -> None:
     """Raise TraceError, naming the right order of steps, for a model that is wrapped, compiled, scripted, sharded,
     offloaded or quantised, and InputError for what is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    require_module(model)
     for name, module in model.named_modules():
         advice = _advice(module, f"model.{name}" if name else "model")
         if advice:

@@ -17,7 +17,8 @@ import structprune as sp
 from structprune.forecast import learn
 from structprune.forecast.cache import Cache
 from structprune.forecast.fit import level
-from structprune.forecast.template import OnnxTemplate, random_counts
+from structprune.forecast.sampling import draw
+from structprune.forecast.template import OnnxTemplate
 from structprune.runtimes import Kernel, Profile, register_profiler, register_runtime
 from structprune.runtimes.ort_kernels import profile_onnx
 from structprune.selection.knapsack import most_valuable
@@ -252,13 +253,13 @@ class Convolutions(nn.Module):
 def test_a_template_gives_the_onnx_model_at_any_widths() -> None:
     model, x = Convolutions().eval(), torch.randn(2, 3, 8, 8)
     graph = sp.trace(model, x)
-    free = {g.tie: list(range(5, g.size)) for g in graph.groups if g.frozen is None}
-    points = [graph.sizes(), random_counts(graph, free, 1), random_counts(graph, free, 2)]
+    free = frozenset(i for i, g in enumerate(graph.groups) if g.frozen is None)
+    points = [graph.sizes(), draw(graph, free, 1, 1), draw(graph, free, 1, 2)]
     template = OnnxTemplate(model, graph, (x,), {}, points)
     import onnx_ir as ir
 
     for seed in (3, 4):
-        counts = random_counts(graph, free, seed)
+        counts = draw(graph, free, 1, seed)
         model_bytes = ir.to_proto(template.at(counts)).SerializeToString()
         profile = profile_onnx(model_bytes, {"x": x.numpy()}, 1, ("CPUExecutionProvider",), rounds=2)
         sizes = dict(zip((g.name for g in graph.groups), counts.tolist(), strict=True))

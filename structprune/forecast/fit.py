@@ -41,13 +41,11 @@ def level(sizes: Iterable[int]) -> int:
 class Fit:
     """The latency of kernels: for each form the coefficients of its monomials, and the staircase's factors.
 
-    ``factors[operation][level]`` is 1.0 at the best level. ``extra[level]`` is what the runtime adds in kernels of its
-    own (layout changes, what it could not fuse), as a factor.
+    ``factors[operation][level]`` is 1.0 at the best level.
     """
 
     coefficients: Mapping[Form, np.ndarray]
     factors: Mapping[str, Mapping[int, float]]
-    extra: Mapping[int, float]
 
     def terms(self, form: Form) -> list[tuple[tuple[int, ...], float]]:
         """The form's polynomial, as if all sizes were multiples of the runtime's blocks: for each monomial the places
@@ -62,7 +60,7 @@ class Fit:
 
 def fit(parts: Sequence[Part], samples: Sequence[Sample]) -> Fit:
     """The fit of all samples' kernels that have one of the parts' forms."""
-    points, extras = _points(parts, samples)
+    points = _points(parts, samples)
     factors: dict[str, dict[int, float]] = {}
     coefficients: dict[Form, np.ndarray] = {}
     for _ in range(_TURNS):
@@ -72,7 +70,7 @@ def fit(parts: Sequence[Part], samples: Sequence[Sample]) -> Fit:
                 [(sizes, ms / known.get(level(sizes), 1.0)) for sizes, ms in seen]
             )
         factors = _staircases(points, coefficients)
-    return Fit(coefficients, factors, extras)
+    return Fit(coefficients, factors)
 
 
 def monomials(sizes: Sequence[int]) -> np.ndarray:
@@ -88,29 +86,18 @@ def _subsets(count: int) -> list[tuple[int, ...]]:
     ]
 
 
-def _points(
-    parts: Sequence[Part], samples: Sequence[Sample]
-) -> tuple[dict[Form, list[_Point]], dict[int, float]]:
+def _points(parts: Sequence[Part], samples: Sequence[Sample]) -> dict[Form, list[_Point]]:
     own = {part.name: part.form for part in parts}
     forms = tuple(dict.fromkeys(own.values()))
     points: dict[Form, list[_Point]] = {form: [] for form in forms}
-    extras: dict[int, list[float]] = defaultdict(list)
     for sample in samples:
-        known, other, levels = 0.0, 0.0, []
         for kernel in sample.profile.kernels:
-            tried = (own[kernel.name],) if kernel.name in own else forms
-            form, sizes = next(
-                ((form, sizes) for form in tried if (sizes := form.widths(kernel)) is not None), (None, None)
-            )
-            if form is None or sizes is None:
-                other += kernel.ms
-                continue
-            points[form].append((sizes, kernel.ms))
-            known += kernel.ms
-            levels.append(level(sizes))
-        if known:
-            extras[int(np.median(levels))].append(1.0 + other / known)
-    return points, {at: float(np.median(values)) for at, values in extras.items()}
+            for form in (own[kernel.name],) if kernel.name in own else forms:
+                sizes = form.widths(kernel)
+                if sizes is not None:
+                    points[form].append((sizes, kernel.ms))
+                    break
+    return points
 
 
 def _polynomial(points: Sequence[_Point]) -> np.ndarray:

@@ -17,6 +17,7 @@ from structprune.runtimes.onnx_convert import convert
 from structprune.runtimes.ort import CPU, CUDA, to_numpy
 from structprune.runtimes.ort_kernels import profile_onnx
 from structprune.runtimes.profiles import Profile, module_profiler
+from structprune.selection.units import reachable
 
 __all__ = ["SCHEDULE", "draw", "profiler"]
 
@@ -61,8 +62,7 @@ def _drawn(graph: DependencyGraph, free: frozenset[int], alignment: int, generat
 
 
 def _widths(size: int, alignment: int) -> list[int]:
-    while alignment >= size and alignment > 1:
-        alignment //= 2
+    alignment = reachable(alignment, size)
     least = max(alignment, int(_NARROWEST * size))
     fitting = [width for width in range(alignment, size, alignment) if width >= least]
     odd = [width for width in fitting if (width // alignment) % 2]

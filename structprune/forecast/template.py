@@ -8,7 +8,6 @@ stand-ins: they are for timing.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from structprune.graph import DependencyGraph
 from structprune.runtimes.onnx_convert import Converted, convert
 from structprune.surgery import apply_plan
 
-__all__ = ["OnnxTemplate", "Size", "Sizes", "Width", "cut_to_counts", "random_counts"]
+__all__ = ["OnnxTemplate", "Size", "Sizes", "Width", "cut_to_counts"]
 
 Counts = np.ndarray
 
@@ -33,19 +32,6 @@ def cut_to_counts(model: nn.Module, graph: DependencyGraph, counts: Counts) -> n
     """A copy of the model with the first ``counts`` channels of every group: for its shape, not its values."""
     keep = {g.name: range(int(c)) for g, c in zip(graph.groups, counts, strict=True) if c < g.size}
     return apply_plan(model, graph.plan(keep))
-
-
-def random_counts(graph: DependencyGraph, allowed: Mapping[int, Sequence[int]], seed: int) -> Counts:
-    """Counts per group (int64 ``[groups]``), drawn for each tie from the numbers ``allowed`` there; others whole."""
-    generator = random.Random(seed)
-    drawn: dict[int, int] = {}
-    counts = graph.sizes()
-    for position, group in enumerate(graph.groups):
-        if group.frozen is None and group.tie in allowed:
-            if group.tie not in drawn:
-                drawn[group.tie] = generator.choice(allowed[group.tie])
-            counts[position] = drawn[group.tie]
-    return counts
 
 
 @dataclass(frozen=True)

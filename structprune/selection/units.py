@@ -15,7 +15,7 @@ from structprune.errors import InputError
 from structprune.selection.contract import Counts, GroupLike
 from structprune.selection.matching import kept_groups, only_groups, per_group
 
-__all__ = ["Constraints", "Unit", "build_units", "candidate_groups"]
+__all__ = ["Constraints", "Unit", "build_units", "candidate_groups", "reachable"]
 
 _ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996, and means 29
 
@@ -98,7 +98,7 @@ def build_units(
         if chosen.issuperset(positions):
             size = groups[positions[0]].size
             aligned = (
-                _learned(bounds.alignment.get(groups[position].name, 1), size) for position in positions
+                reachable(bounds.alignment.get(groups[position].name, 1), size) for position in positions
             )
             multiple = math.lcm(bounds.multiple_of, *aligned)
             allowed = _allowed(size, max(least[position] for position in positions), multiple)
@@ -128,7 +128,7 @@ def _least(groups: Sequence[GroupLike], bounds: Constraints) -> list[int]:
     ]
 
 
-def _learned(alignment: int, size: int) -> int:
+def reachable(alignment: int, size: int) -> int:
     """The alignment, halved until a group of this size has a choice at all."""
     while alignment > 1 and alignment >= size:
         alignment //= 2
