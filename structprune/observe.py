@@ -1,0 +1,365 @@
+"""What a network's parameters are multiplied with, batch by batch: the inputs of its linear layers and convolutions.
+
+A run is watched below autograd, where every product is one of a few ATen operations, however it was written: a module,
+`F.linear`, `x @ self.weight`, an einsum, a slice of one stacked weight. Operands are told by the memory they lie in, so
+a view of a parameter is known with the place of each of its numbers; what is made of parameters alone and has the
+shape of one (a mask or a norm over it, a cast) stands for that one. It all happens in a `Twin`, which shares the
+parameters' memory and nothing else with the model: the model's flags, buffers, caches and gradients stay as they are.
+
+    twin = Twin(model)
+    for args, kwargs in batches:
+        twin.watch(each, *args, **kwargs)  # each(use): once for each product with a parameter, `Use`
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from structprune.clone import structural_clone
+from structprune.inputs import map_tensors, tensors_in
+from structprune.rules.context import iter_tensors
+
+__all__ = ["Layout", "Place", "Twin", "Use"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the numbers of a tensor lie in its memory."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @staticmethod
+    def of(tensor: Tensor) -> Layout:
+        return Layout(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sliding:
+    """How a kernel slides over its input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    extra: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how one operation reads a parameter; equal for every batch, so that sums can be kept under it.
+
+    ``steps`` lead from the parameter to the operand: at each, the layout of the whole tensor (the parameter, or what
+    stands for a view of it) and of the view that was taken of it.
+    """
+
+    parameter: str  #: its name in `named_parameters()`
+    steps: tuple[tuple[Layout, Layout], ...]
+    side: str  #: which operand of a matrix product it is, "left" or "right"; "kernel": of a convolution
+    sliding: _Sliding | None = None
+
+    @property
+    def operand(self) -> Layout:
+        """The layout of the tensor that the operation reads."""
+        return self.steps[-1][1]
+
+    def matrices(self, tensor: Tensor) -> Tensor:
+        """What a tensor of the parameter's shape is to the operation, ``[groups, outputs, inputs]``."""
+        return self.seen(self._followed(tensor)[-1][1]).flatten(2)
+
+    def put(self, tensor: Tensor, matrices: Tensor) -> None:
+        """Write ``[groups, outputs, inputs]`` into a tensor of the parameter's shape, where the operation reads it."""
+        followed = self._followed(tensor)
+        view = self.seen(followed[-1][1])
+        view.copy_(matrices.reshape(view.shape))
+        sources = [tensor, *(view for _, view in followed)]
+        for source, (laid, _) in reversed(list(zip(sources, followed, strict=False))):
+            if laid is not source:
+                source.copy_(laid)
+
+    def seen(self, operand: Tensor) -> Tensor:
+        """The operand as ``[groups, outputs, *inputs]``, in the same memory."""
+        if self.sliding is not None:
+            view = operand.view(self.sliding.groups, -1, *operand.shape[1:])
+            return view.transpose(1, 2) if self.sliding.transposed else view
+        if operand.ndim == 1:
+            return operand.view(1, 1, -1)
+        view = operand.mT if self.side == "right" else operand
+        view = view if view.ndim == 3 else view.unsqueeze(0)
+        return view[:1] if self._repeated() else view
+
+    def rows(self, x: Tensor) -> Tensor:
+        """What the matrices are multiplied with where ``x`` is the input, ``[groups, rows, inputs]``."""
+        if self.sliding is not None:
+            return _patches(x, self.operand.size[2:], self.sliding)
+        if x.ndim == 1:
+            return x.view(1, 1, -1)
+        if self.side == "left" and len(self.operand.size) > 1:
+            x = x.mT
+        x = x if x.ndim == 3 else x.unsqueeze(0)
+        return x.reshape(1, -1, x.shape[-1]) if self._repeated() else x
+
+    def _repeated(self) -> bool:
+        """Whether one matrix was expanded to a batch of equal ones."""
+        return len(self.operand.size) == 3 and self.operand.stride[0] == 0
+
+    def _followed(self, tensor: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The tensor in each step's layout, copied where it has another one, and the view of it."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for whole, view in self.steps:
+            if tensor.stride() == whole.stride:
+                laid = tensor
+            else:
+                laid = torch.empty_strided(whole.size, whole.stride, dtype=tensor.dtype, device=tensor.device)
+                laid.copy_(tensor)
+            tensor = laid.as_strided(
+                view.size, view.stride, laid.storage_offset() + view.offset - whole.offset
+            )
+            found.append((laid, tensor))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One product of a parameter with what reaches it: ``output = rows @ matrices.mT`` (and a bias), seen as matrices.
+
+    ``operation`` is the ATen operation, ``input``, ``weight`` and ``output`` its tensors as they are: the weight is the
+    parameter, a view of it, or what stands for it. Several uses of one parameter (shared layers, the steps of a
+    recurrent one) come one by one.
+    """
+
+    place: Place
+    operation: str
+    input: Tensor
+    weight: Tensor
+    output: Tensor
+
+    def rows(self) -> Tensor:
+        """What the weight's matrices are multiplied with, ``[groups, rows, inputs]``: for a convolution the patches
+        under its kernel, ``inputs`` being channel, then kernel position.
+        """
+        return self.place.rows(self.input)
+
+    def matrices(self) -> Tensor:
+        """The weight as it is used, ``[groups, outputs, inputs]``: with masks, norms and casts over the parameter."""
+        return self.place.seen(self.weight).flatten(2)
+
+    def square_sums(self) -> Tensor:
+        """The sum over the rows of their squares, ``[groups, inputs]``, in float32 at least."""
+        x = self.input.detach()
+        squares = x.to(torch.promote_types(x.dtype, torch.float32)).square()
+        if self.place.sliding is not None and x.ndim == self.weight.ndim:
+            squares = squares.sum(0, keepdim=True)  # over samples first: patches of one, instead of all
+        return self.place.rows(squares).sum(1)
+
+
+def _patches(x: Tensor, kernel: tuple[int, ...], how: _Sliding) -> Tensor:
+    """``[groups, samples * places, channels of a group * kernel]``: what lies under the kernel at each place."""
+    spatial = len(kernel)
+    x = x if x.ndim == spatial + 2 else x.unsqueeze(0)
+    stride, padding = how.stride, [(pad, pad) for pad in how.padding]
+    if (
+        how.transposed
+    ):  # the convolution of the input with zeros between its positions, by the mirrored kernel
+        x, stride = _spread(x, how.stride), (1,) * spatial
+        reach = [d * (k - 1) for d, k in zip(how.dilation, kernel, strict=True)]
+        padding = [(r - p, r - p + e) for r, p, e in zip(reach, how.padding, how.extra, strict=True)]
+    x = F.pad(x, [side for pair in reversed(padding) for side in pair])
+    for dim, (size, step, gap) in enumerate(zip(kernel, stride, how.dilation, strict=True), start=2):
+        x = x.unfold(dim, gap * (size - 1) + 1, step)[..., ::gap]
+    if how.transposed:
+        x = x.flip(list(range(-spatial, 0)))
+    x = x.reshape(len(x), how.groups, -1, *x.shape[2:])  # [n, g, i, *places, *kernel]
+    places = list(range(3, 3 + spatial))
+    x = x.permute(1, 0, *places, 2, *range(3 + spatial, 3 + 2 * spatial))
+    return x.flatten(2 + spatial).flatten(1, 1 + spatial)
+
+
+def _spread(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], stride, strict=True)]
+    wide = x.new_zeros([*x.shape[:2], *sizes])
+    at: tuple[slice, ...] = (slice(None), slice(None), *(slice(None, None, step) for step in stride))
+    wide[at] = x
+    return wide
+
+
+class Twin:
+    """A network that computes what ``model`` does, in eval mode, on the same parameters' memory and its own buffers.
+
+    With ``gradients`` its floating-point parameters ask for them, whatever the model's own do. ``parameters`` has them
+    by name, each once. ``unread`` names, after runs that were watched, the parameters that met the data in an operation
+    which is no known product, with that operation's name.
+    """
+
+    def __init__(self, model: nn.Module, gradients: bool = False) -> None:
+        def replace(tensor: Tensor, kind: str) -> Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                return tensor.detach().clone()
+            wanted = gradients and (tensor.is_floating_point() or tensor.is_complex())
+            return nn.Parameter(tensor.detach(), requires_grad=wanted)
+
+        self.module, named = structural_clone(model, replace)
+        self.module.eval()
+        self.gradients = gradients
+        self.parameters = {name: t for name, t in named.items() if isinstance(t, nn.Parameter)}
+        self.unread: dict[str, str] = {}
+        self.devices = {parameter.device for parameter in self.parameters.values()}
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the forward's result; no random number of the process is used up."""
+        if len(self.devices) == 1:
+            device = next(iter(self.devices))
+            args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(device))
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(self.gradients),
+            torch.random.fork_rng(devices=[d for d in self.devices if d.type == "cuda"]),
+        ):
+            return self.module(*args, **kwargs)
+
+    def watch(self, each: Callable[[Use], None], *args: Any, **kwargs: Any) -> Any:
+        """Return the forward's result, having called ``each`` for every product with a parameter, in their order."""
+        if len(self.devices) == 1:
+            device = next(iter(self.devices))
+            args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(device))
+        watcher = _Watcher(self.parameters, each, self.unread)
+        for tensor in tensors_in((args, kwargs)):
+            watcher.live[tensor] = True
+        with _open_kernels(self.module), watcher:
+            return self.run(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _open_kernels(module: nn.Module) -> Iterator[None]:
+    """Keep torch from fusing whole layers into one operation: encoder layers, and recurrent ones."""
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    cudnn = torch._C._get_cudnn_enabled()
+    recurrent = any(isinstance(one, nn.RNNBase) for one in module.modules())
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        if recurrent:
+            torch._C._set_mkldnn_enabled(False)
+            torch._C._set_cudnn_enabled(False)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(onednn)
+        torch._C._set_cudnn_enabled(cudnn)
+
+
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """A parameter, or what stands for a view of it."""
+
+    name: str
+    steps: tuple[tuple[Layout, Layout], ...]  #: from the parameter to the view that it stands for
+    layout: Layout
+    end: int
+    tensor: Tensor  #: held, so that no other tensor gets its memory meanwhile
+
+
+# operation -> the places of its two operands
+_PRODUCTS = {
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), (0, 1)),
+    **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "_addmm_activation"), (1, 2)),
+}
+_CONVOLUTIONS = frozenset(("convolution", "_convolution", "convolution_overrideable"))
+
+
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows parameters and data through one run, and tells where they are multiplied."""
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], each: Callable[[Use], None], unread: dict[str, str]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.each, self.unread = each, unread
+        self.live: Any = WeakTensorKeyDictionary()
+        self.roots: dict[int, list[_Root]] = {}
+        for name, parameter in parameters.items():
+            self._root(name, parameter)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = list(iter_tensors((args, list(kwargs.values()))))
+        live = any(tensor in self.live for tensor in given)
+        name = func._schema.name.partition("::")[2].rstrip("_")
+        if name in _PRODUCTS:
+            met = self._product(name, args, out)
+        elif name in _CONVOLUTIONS:
+            met = self._convolution(name, args, out)
+        else:
+            met = False
+        for tensor in iter_tensors((out,)):
+            if live:
+                self.live[tensor] = True
+            elif tensor.untyped_storage()._cdata not in self.roots:
+                self._stands(given, tensor)
+        if live and not met:
+            for tensor in given:
+                root = self._found(tensor)
+                if root is not None:
+                    self.unread.setdefault(root.name, name)
+        return out
+
+    def _product(self, name: str, args: tuple[Any, ...], out: Any) -> bool:
+        left, right = (args[place] for place in _PRODUCTS[name])
+        # the operand that no data reach is the weight, the last if both are such
+        for side, weight, x in (("right", right, left), ("left", left, right)):
+            root = None if weight in self.live else self._found(weight)
+            if root is not None:
+                self.each(Use(_place(root, weight, side), name, x, weight, out))
+                return True
+        return False
+
+    def _convolution(self, name: str, args: tuple[Any, ...], out: Any) -> bool:
+        x, weight, _, stride, padding, dilation, transposed, extra, groups, *_ = args
+        root = None if weight in self.live else self._found(weight)
+        if root is None:
+            return False
+        spatial = weight.ndim - 2
+        s, p, d, e = (tuple(v) * (spatial // len(v)) for v in (stride, padding, dilation, extra))
+        how = _Sliding(s, p, d, bool(transposed), e, groups)
+        self.each(Use(_place(root, weight, "kernel", how), name, x, weight, out))
+        return True
+
+    def _root(self, name: str, tensor: Tensor, steps: tuple[tuple[Layout, Layout], ...] = ()) -> None:
+        layout = Layout.of(tensor)
+        end = layout.offset + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True)) + 1
+        place = tensor.untyped_storage()._cdata
+        self.roots.setdefault(place, []).append(_Root(name, steps, layout, end, tensor))
+
+    def _found(self, tensor: Any) -> _Root | None:
+        """The parameter in whose memory a tensor lies, or what stands for a view of it."""
+        if not isinstance(tensor, Tensor):
+            return None
+        offset = tensor.storage_offset()
+        for root in self.roots.get(tensor.untyped_storage()._cdata, ()):
+            if root.layout.offset <= offset < root.end:
+                return root
+        return None
+
+    def _stands(self, given: list[Tensor], made: Tensor) -> None:
+        """Note what was made of no data and has the shape of the one view of a parameter that it was made of."""
+        same = [(root, t) for t in given if t.shape == made.shape and (root := self._found(t)) is not None]
+        if len({(root.name, root.steps, Layout.of(tensor)) for root, tensor in same}) == 1:
+            root, tensor = same[0]
+            self._root(root.name, made, (*root.steps, (root.layout, Layout.of(tensor))))
+
+
+def _place(root: _Root, weight: Tensor, side: str, sliding: _Sliding | None = None) -> Place:
+    return Place(root.name, (*root.steps, (root.layout, Layout.of(weight))), side, sliding)
