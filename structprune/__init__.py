@@ -28,6 +28,7 @@ from structprune.plan import Budget, PruningPlan
 from structprune.rewriting import rewrite
 from structprune.rules import Call
 from structprune.rules.custom import rule
+from structprune.runtime_settings import Runtime
 from structprune.select import select
 from structprune.storage import load, load_plans, save
 from structprune.streaming import FilesReport, apply_plan_to_files
@@ -60,6 +61,7 @@ __all__ = [
     "PruneResult",
     "PruningPlan",
     "Ratio",
+    "Runtime",
     "StorageError",
     "StructpruneError",
     "TraceError",

@@ -25,6 +25,7 @@ from torch import nn
 from structprune.errors import ExportError, InputError
 from structprune.inputs import batch_size, normalize_inputs, random_like, repeat_batch
 from structprune.plan import PruningPlan, plan_digest
+from structprune.runtime_settings import Runtime
 from structprune.runtimes.onnx_check import largest_difference, module_outputs
 from structprune.runtimes.onnx_convert import Converted, convert, save_model
 from structprune.runtimes.ort import open_session
@@ -192,7 +193,7 @@ class _Staging:
         return data_path
 
     def _check(self, batches: set[int]) -> tuple[dict[int, float], dict[int, str]]:
-        session = open_session(self.path, threads=1)
+        session = open_session(self.path, Runtime())
         errors: dict[int, float] = {}
         skipped: dict[int, str] = {}
         for batch in sorted(batches):

@@ -17,8 +17,19 @@ import torch
 from torch import nn
 
 from structprune.errors import InputError
-from structprune.inputs import batch_size, normalize_inputs, repeat_batch
-from structprune.runtimes import Measurement, Ratio, TimedCall, describe_environment, prepare, ratio
+from structprune.inputs import batch_size, normalize_inputs
+from structprune.runtime_settings import Runtime
+from structprune.runtimes import (
+    Measurement,
+    Ratio,
+    TimedCall,
+    describe_environment,
+    inputs_for,
+    model_for,
+    prepare,
+    ratio,
+    require_known,
+)
 
 __all__ = ["Measurement", "Ratio", "count_subnormals", "measure_latency", "ratio"]
 
@@ -30,8 +41,8 @@ def measure_latency(
     models: nn.Module,
     example_inputs: Any,
     *,
-    runtime: str = ...,
-    threads: int = ...,
+    runtime: str | Runtime = ...,
+    threads: int | None = ...,
     batch: int | None = ...,
     warmup: int = ...,
     repeats: int = ...,
@@ -45,8 +56,8 @@ def measure_latency(
     models: Mapping[str, nn.Module],
     example_inputs: Any,
     *,
-    runtime: str = ...,
-    threads: int = ...,
+    runtime: str | Runtime = ...,
+    threads: int | None = ...,
     batch: int | None = ...,
     warmup: int = ...,
     repeats: int = ...,
@@ -60,8 +71,8 @@ def measure_latency(
     models: Sequence[nn.Module],
     example_inputs: Any,
     *,
-    runtime: str = ...,
-    threads: int = ...,
+    runtime: str | Runtime = ...,
+    threads: int | None = ...,
     batch: int | None = ...,
     warmup: int = ...,
     repeats: int = ...,
@@ -74,8 +85,8 @@ def measure_latency(
     models: nn.Module | Mapping[str, nn.Module] | Sequence[nn.Module],
     example_inputs: Any,
     *,
-    runtime: str = "onnxruntime",
-    threads: int = 1,
+    runtime: str | Runtime = "onnxruntime",
+    threads: int | None = None,
     batch: int | None = None,
     warmup: int = 5,
     repeats: int = 50,
@@ -90,8 +101,9 @@ def measure_latency(
     Args:
         models: one module, or several that take the same inputs.
         example_inputs: one tensor, a tuple of arguments or a dict of keyword arguments.
-        runtime: "onnxruntime", "onnxruntime-cuda", "torch", "torch-cuda", or one that was registered.
-        threads: the threads that one inference may use.
+        runtime: "onnxruntime", "onnxruntime-cuda", "torch", "torch-cuda", one that was registered, or a `Runtime`
+            with the settings it is to have.
+        threads: the threads that one inference may use, 1 if left out.
         batch: another batch size than the example's; its rows are repeated or dropped.
         warmup: rounds that are run first and not counted.
         repeats: the least number of rounds that are counted.
@@ -105,19 +117,23 @@ def measure_latency(
     if warmup < 0 or repeats < 1 or min_time < 0:
         raise InputError(f"{warmup=}, {repeats=}, {min_time=}: at least 0, 1 and 0 are needed")
     named = _named(models)
-    args, kwargs = normalize_inputs(example_inputs)
-    if batch is not None:
-        args, kwargs = repeat_batch((args, kwargs), batch)
+    on = Runtime.of(runtime, threads, batch)
+    require_known(on)
+    args, kwargs = inputs_for(on, *normalize_inputs(example_inputs))
     with ExitStack() as stack:
-        calls = [stack.enter_context(prepare(runtime, m, args, kwargs, threads)) for m in named.values()]
+        calls = [
+            stack.enter_context(prepare(on, model_for(on, model), args, kwargs)) for model in named.values()
+        ]
         rounds = _interleave(calls, warmup, repeats, min_time, random.Random(seed))
     session, environment = uuid.uuid4().hex, describe_environment()
     measured = {
         name: Measurement(
             times_ms=tuple(times),
-            runtime=runtime,
-            threads=threads,
+            runtime=on.name,
+            threads=on.threads,
             batch=batch_size((args, kwargs)),
+            dtype=on.dtype,
+            provider_options=on.options,
             subnormal_weights=count_subnormals(model),
             environment=environment,
             session=session,

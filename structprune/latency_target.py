@@ -19,6 +19,7 @@ from structprune.forecast import LatencyForecast, learn
 from structprune.graph import DependencyGraph
 from structprune.latency import Measurement, Ratio, measure_latency, ratio
 from structprune.plan import Budget, PruningPlan
+from structprune.runtime_settings import Runtime
 from structprune.selection.contract import Prices
 from structprune.surgery import apply_plan
 
@@ -84,7 +85,7 @@ def reach(
     Raises:
         BudgetError: where the forecast, or every measured choice, is above the budget; with what was reached.
     """
-    forecast = learn(graph, model, example_inputs, budget.runtime, budget.threads, progress)
+    forecast = learn(graph, model, example_inputs, Runtime.of(budget.runtime), progress)
     sizes = graph.sizes()
     whole = forecast(sizes)
     share, correction = _asked(model, example_inputs, budget), 1.0
@@ -124,9 +125,7 @@ def _asked(model: nn.Module, example_inputs: Any, budget: Budget) -> float:
     """The budget as a share of the dense network's latency."""
     if budget.quantity == "latency":
         return budget.fraction
-    dense = measure_latency(
-        model, example_inputs, runtime=budget.runtime, threads=budget.threads, min_time=_SECONDS
-    )
+    dense = measure_latency(model, example_inputs, runtime=budget.runtime, min_time=_SECONDS)
     return min(1.0, budget.fraction / dense.median_ms)
 
 
@@ -136,7 +135,6 @@ def _measured(model: nn.Module, plan: PruningPlan, example_inputs: Any, budget: 
         (model, small),
         example_inputs,
         runtime=budget.runtime,
-        threads=budget.threads,
         repeats=_ROUNDS,
         min_time=_SECONDS,
     )

@@ -21,6 +21,7 @@ import numpy as np
 from structprune import plan_json
 from structprune.errors import InputError, PlanError
 from structprune.kept import ByRow, Keep, Kept, checked_positions, kept_from_index, new_shape, require_rows
+from structprune.runtime_settings import Runtime
 
 __all__ = [
     "REMAINING",
@@ -48,9 +49,9 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 class Budget:
     """What may remain: exactly one quantity, as a fraction in (0, 1] of the original network's.
 
-    `latency` is a fraction of the latency that the network has on `runtime` with `threads`, measured; `latency_ms` is
-    that latency itself, in milliseconds. Raises InputError for none or several quantities, and for a number out of
-    range.
+    `latency` is a fraction of the latency that the network has on `runtime`, measured; `latency_ms` is that latency
+    itself, in milliseconds. `runtime` is a name, with `threads` beside it, or a `Runtime`, and is a `Runtime` once the
+    budget exists. Raises InputError for none or several quantities, and for a number out of range.
 
     >>> budget = Budget(macs=0.5)
     >>> budget.quantity, budget.fraction
@@ -62,8 +63,8 @@ class Budget:
     macs: float | None = None
     latency: float | None = None
     latency_ms: float | None = None
-    runtime: str = "onnxruntime"
-    threads: int = 1
+    runtime: str | Runtime = "onnxruntime"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in _QUANTITIES if getattr(self, name) is not None}
@@ -79,8 +80,9 @@ class Budget:
             raise InputError(
                 f"Budget({name}={value!r}): expected a fraction in (0, 1] of the original network's {name}"
             )
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
-            raise InputError(f"Budget(threads={self.threads!r}): expected a number of threads, at least 1")
+        runtime = Runtime.of(self.runtime, self.threads)
+        object.__setattr__(self, "runtime", runtime)
+        object.__setattr__(self, "threads", runtime.threads)
 
     @property
     def quantity(self) -> str:
@@ -99,7 +101,7 @@ class Budget:
 
     def __str__(self) -> str:
         text = f"{self.quantity}={self.fraction:g}"
-        return f"{text} on {self.runtime}, {self.threads} threads" if self.timed else text
+        return f"{text} on {self.runtime}" if self.timed else text
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,7 @@ def _plan(record: plan_json.PlanRecord, expand: plan_json.Expander) -> PruningPl
         tensors=tensors,
         shapes={name: tuple(tensor.shape) for name, tensor in record.tensors.items()},
         attributes=tuple(AttributeEdit(e.module, tuple(e.path), e.old, e.new) for e in record.attributes),
-        budget=None if record.budget is None else Budget(**record.budget.model_dump(exclude_none=True)),
+        budget=None if record.budget is None else _budget(record.budget),
         criterion=record.criterion,
         scope=record.scope,
         remaining=record.remaining,
@@ -321,7 +323,14 @@ def _record(plan: PruningPlan) -> dict[str, object]:
 
 def _budget_record(budget: Budget) -> dict[str, object]:
     record: dict[str, object] = {budget.quantity: budget.fraction}
-    return {**record, "runtime": budget.runtime, "threads": budget.threads} if budget.timed else record
+    return {**record, **Runtime.of(budget.runtime).settings()} if budget.timed else record
+
+
+def _budget(record: plan_json.BudgetRecord) -> Budget:
+    given = record.model_dump(exclude_none=True)
+    settings = {key: given.pop(key) for key in ("batch", "dtype", "provider_options") if key in given}
+    runtime = Runtime(given.pop("runtime", Runtime.name), given.pop("threads", Runtime.threads), **settings)
+    return Budget(**given, runtime=runtime)
 
 
 def _group_record(group: GroupPlan) -> dict[str, object]:

@@ -66,6 +66,9 @@ class BudgetRecord(_Record):
     latency_ms: float | None = None
     runtime: Annotated[str, Field(max_length=100)] | None = None
     threads: int | None = None
+    batch: int | None = None
+    dtype: Annotated[str, Field(max_length=20)] | None = None
+    provider_options: Annotated[dict[str, str], Field(max_length=100)] | None = None
 
 
 class PlanRecord(_Record):

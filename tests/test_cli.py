@@ -264,9 +264,10 @@ def test_bench_times_the_original_twice_beside_the_pruned(models: str) -> None:
     found = document(
         call(
             "bench", f"{models}:mlp", "-i", "1x6", "--folder", "small", "--runtime", "torch", "--batch", "1",
-            "--batch", "3", "--repeats", "5", "--json",
+            "--batch", "3", "--dtype", "float64", "--repeats", "5", "--json",
         )
     )  # fmt: skip
+    assert {row["dtype"] for row in found["measurements"]} == {"float64"}
     rows = [(row["network"], row["batch"]) for row in found["measurements"]]
     assert rows == [(name, batch) for batch in (1, 3) for name in ("original", "original again", "small")]
     assert all(row["median_ms"] > 0 and len(row["times_ms"]) >= 5 for row in found["measurements"])
@@ -298,6 +299,13 @@ def test_bench_times_the_original_twice_beside_the_pruned(models: str) -> None:
         (["sparsify", "models.py:mlp", "-i", "1x6"], "exactly one"),
         (["sparsify", "models.py:mlp", "-i", "1x6", "--sparsity", "1.0"], "1.0"),
         (["bench", "models.py:mlp", "-i", "1x6", "--runtime", "abacus"], "abacus"),
+        (["bench", "models.py:mlp", "-i", "1x6", "--dtype", "int8"], "int8"),
+        (["bench", "models.py:mlp", "-i", "1x6", "--provider-option", "a"], "KEY=VALUE"),
+        (["prune", "models.py:mlp", "-i", "1x6", "--latency", "0.5", "--threads", "0"], "threads=0"),
+        (
+            ["prune", "models.py:mlp", "-i", "1x6", "--latency", "0.5", "--provider-option", "a=1"],
+            "no options",
+        ),
         (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--out", "models.py"], "is a file"),
         (["prune", "models.py:mlp", "-i", "1x6", "--macs", "0.5", "--onnx", "models.py/x.onnx"], "is a file"),
         (["sparsify", "models.py:mlp", "-i", "1x6", "--sparsity", "0.5", "--out", "models.py"], "is a file"),

@@ -15,7 +15,7 @@ NAMES = [
     "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "KINDS", "Layer", "PruningPlan",
     "Change", "KindCut", "PruneReport", "PruneResult", "VerifyReport",
     # measuring
-    "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "forecast_latency",
+    "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "Runtime", "forecast_latency",
     "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",
     "weight_bytes",
     # files

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from structprune.errors import ExportError, InputError
 from structprune.latency import Measurement, count_subnormals, measure_latency, ratio
+from structprune.runtime_settings import Runtime
 from structprune.runtimes import (
     inference_mode,
     prepare,
@@ -46,7 +47,7 @@ def fake_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @register_runtime("fake")
     @contextmanager
-    def fake(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int) -> Iterator[Any]:
+    def fake(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime) -> Iterator[Any]:
         def timed() -> float:
             CALLS.append(model.name)
             return float(next(model.times))
@@ -248,7 +249,7 @@ def test_a_name_is_registered_once() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without CUDA")
 @pytest.mark.parametrize("runtime", ["torch-cuda", "onnxruntime-cuda"])
 def test_an_absent_device_is_an_error_that_says_so(runtime: str) -> None:
-    with pytest.raises(InputError, match="CUDA"), prepare(runtime, small_net(), (X,), {}, 1):
+    with pytest.raises(InputError, match="CUDA"), prepare(Runtime(runtime), small_net(), (X,), {}):
         pass
 
 

@@ -14,11 +14,15 @@ import structprune as sp
 from structprune.cli.models import build_model
 from structprune.cli.options import (
     DebugOption,
+    DtypeOption,
     InputOption,
     JsonOption,
     ModelArgument,
+    ProviderOption,
     RewriteOption,
     SeedOption,
+    ThreadsOption,
+    provider_options,
 )
 from structprune.cli.output import session
 
@@ -43,7 +47,9 @@ def bench(
     batches: Annotated[
         list[int] | None, typer.Option("--batch", help="Batch size instead of the input's. Repeatable.")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", help="Threads that one inference may use.")] = 1,
+    threads: ThreadsOption = 1,
+    dtype: DtypeOption = None,
+    options: ProviderOption = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Least number of timed rounds.")] = 50,
     rewrite: RewriteOption = False,
     seed: SeedOption = 0,
@@ -55,25 +61,21 @@ def bench(
     With --folder the original is timed twice: how far the second is from the first is the noise.
     """
     sizes: list[int | None] = [*batches] if batches else [None]
-    sweep = [(runtime, batch) for runtime in runtimes or ["onnxruntime"] for batch in sizes]
     with session(as_json, debug) as out:
+        sweep = [
+            sp.Runtime(runtime, threads, batch, dtype, provider_options(options))
+            for runtime in runtimes or ["onnxruntime"]
+            for batch in sizes
+        ]
         with out.steps(1 + len(sweep)) as step:
             step("building the model")
             example = sp.parse_inputs(inputs, seed)
             models = _models(model, folders or [], seed, example if rewrite else None)
             tables: list[Rows] = []
-            for runtime, batch in sweep:
-                step(f"timing on {runtime}" + (f", batch {batch}" if batch else ""))
+            for runtime in sweep:
+                step(f"timing on {runtime}")
                 tables.append(
-                    sp.measure_latency(
-                        models,
-                        example,
-                        runtime=runtime,
-                        threads=threads,
-                        batch=batch,
-                        repeats=repeats,
-                        seed=seed,
-                    )
+                    sp.measure_latency(models, example, runtime=runtime, repeats=repeats, seed=seed)
                 )
         out.show(_table(tables))
         rows = [_document(name, row, rows) for rows in tables for name, row in rows.items()]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import structprune as sp
 
 __all__ = [
+    "BatchOption",
     "ChannelsOption",
     "CriterionOption",
     "DebugOption",
+    "DtypeOption",
     "EngineOption",
     "FolderOption",
     "InputOption",
@@ -27,11 +29,13 @@ __all__ = [
     "OnnxOption",
     "OutOption",
     "ParamsOption",
+    "ProviderOption",
     "RewriteOption",
     "RuntimeOption",
     "ScopeOption",
     "SeedOption",
     "ThreadsOption",
+    "provider_options",
     "the_budget",
 ]
 
@@ -128,6 +132,23 @@ RuntimeOption = Annotated[
     str, typer.Option("--runtime", help="Where latency is measured: onnxruntime or torch.")
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads of one inference.")]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", help="Batch size that is timed. Default: the input's.")
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="Time a copy in float16, bfloat16, float32 or float64. Default: the model's own."
+    ),
+]
+ProviderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider-option",
+        metavar="KEY=VALUE",
+        help="An option of onnxruntime's provider or, with a dot in KEY, of its session. Repeatable.",
+    ),
+]
 KeepOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -146,9 +167,20 @@ OnlyOption = Annotated[
 ]
 
 
-def the_budget(runtime: str = "onnxruntime", threads: int = 1, **shares: float | None) -> sp.Budget:
+def provider_options(given: list[str] | None) -> dict[str, str]:
+    """The options written as KEY=VALUE; raises InputError for another form, and for a key given twice."""
+    options: dict[str, str] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not key or not equals or key in options:
+            raise sp.InputError(f"--provider-option {text!r}: expected KEY=VALUE, and each KEY once")
+        options[key] = value
+    return options
+
+
+def the_budget(runtime: sp.Runtime | None = None, **shares: float | None) -> sp.Budget:
     """The one budget among the options that name one; raises InputError for none or several."""
-    given = {quantity: share for quantity, share in shares.items() if share is not None}
+    given: dict[str, Any] = {quantity: share for quantity, share in shares.items() if share is not None}
     if len(given) != 1:
         named = [f"--{quantity.replace('_', '-')}" for quantity in shares]
         got = (
@@ -156,4 +188,4 @@ def the_budget(runtime: str = "onnxruntime", threads: int = 1, **shares: float |
             or "none"
         )
         raise sp.InputError(f"give exactly one of {', '.join(named[:-1])} and {named[-1]} (got {got})")
-    return sp.Budget(**given, runtime=runtime, threads=threads)
+    return sp.Budget(**given, runtime=runtime or sp.Runtime())

@@ -12,9 +12,11 @@ import structprune as sp
 from structprune.cli.files import require_writable, write_files
 from structprune.cli.models import build_model
 from structprune.cli.options import (
+    BatchOption,
     ChannelsOption,
     CriterionOption,
     DebugOption,
+    DtypeOption,
     EngineOption,
     InputOption,
     JsonOption,
@@ -28,11 +30,13 @@ from structprune.cli.options import (
     OnnxOption,
     OutOption,
     ParamsOption,
+    ProviderOption,
     RewriteOption,
     RuntimeOption,
     ScopeOption,
     SeedOption,
     ThreadsOption,
+    provider_options,
     the_budget,
 )
 from structprune.cli.output import session
@@ -51,6 +55,9 @@ def prune(
     latency_ms: LatencyMsOption = None,
     runtime: RuntimeOption = "onnxruntime",
     threads: ThreadsOption = 1,
+    batch: BatchOption = None,
+    dtype: DtypeOption = None,
+    options: ProviderOption = None,
     criterion: CriterionOption = "l2",
     scope: ScopeOption = None,
     multiple_of: MultipleOption = None,
@@ -78,8 +85,7 @@ def prune(
         require_writable(out_folder, onnx)
         with out.steps(5) as step:
             budget = the_budget(
-                runtime,
-                threads,
+                sp.Runtime(runtime, threads, batch, dtype, provider_options(options)),
                 macs=macs,
                 params=params,
                 channels=channels,

@@ -14,6 +14,7 @@ import numpy as np
 
 from structprune.graph import DependencyGraph
 from structprune.inputs import tensors_in
+from structprune.runtime_settings import Runtime
 from structprune.runtimes.environment import describe_environment
 from structprune.runtimes.profiles import Kernel, Profile
 
@@ -44,7 +45,7 @@ class Cache:
                 self._read(line)
 
     @classmethod
-    def of(cls, graph: DependencyGraph, inputs: Any, runtime: str, threads: int) -> Cache:
+    def of(cls, graph: DependencyGraph, inputs: Any, runtime: Runtime) -> Cache:
         """The cache of a traced network with these inputs."""
         described = {
             "format": _FORMAT,
@@ -52,8 +53,7 @@ class Cache:
             "operations": [(record.layer, record.operation) for record in graph.run.records],
             "groups": [(group.size, group.tie) for group in graph.groups],
             "inputs": [(str(t.dtype), list(t.shape)) for t in tensors_in(inputs)],
-            "runtime": runtime,
-            "threads": threads,
+            **runtime.settings(),
             "environment": describe_environment(),
         }
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

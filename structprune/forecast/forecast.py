@@ -20,6 +20,8 @@ from structprune.forecast.sampling import SCHEDULE, draw, profiler
 from structprune.forecast.template import Sizes, Width
 from structprune.graph import DependencyGraph
 from structprune.inputs import normalize_inputs
+from structprune.runtime_settings import Runtime
+from structprune.runtimes import inputs_for
 from structprune.selection.contract import Prices
 
 __all__ = ["LatencyForecast", "forecast_latency", "learn"]
@@ -195,29 +197,29 @@ def forecast_latency(
     model: nn.Module,
     example_inputs: Any,
     *,
-    runtime: str = "onnxruntime",
-    threads: int = 1,
+    runtime: str | Runtime = "onnxruntime",
+    threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LatencyForecast:
     """Return the latency of ``model`` at any channel counts, learnt from profiles of it at a few dozen.
 
-    Profiles are kept on disk for each machine, runtime, version, thread count and network; what is there is not
+    Profiles are kept on disk for each machine, runtime with its settings, version and network; what is there is not
     measured again, so a run that was interrupted goes on. ``progress(done, total)`` is called after each of them.
     """
-    return learn(trace(model, example_inputs), model, example_inputs, runtime, threads, progress)
+    on = Runtime.of(runtime, threads)
+    return learn(trace(model, example_inputs), model, example_inputs, on, progress)
 
 
 def learn(
     graph: DependencyGraph,
     model: nn.Module,
     example_inputs: Any,
-    runtime: str,
-    threads: int,
+    runtime: Runtime,
     progress: Callable[[int, int], None] | None = None,
     free: frozenset[int] | None = None,
 ) -> LatencyForecast:
     """Return the forecast for a graph that is there already; ``free`` are the positions of groups to be cut."""
-    args, kwargs = normalize_inputs(example_inputs)
+    args, kwargs = inputs_for(runtime, *normalize_inputs(example_inputs))
     if free is None:
         free = frozenset(i for i, g in enumerate(graph.groups) if g.frozen is None and g.primary)
     plan = [(0, graph.sizes())]
@@ -226,14 +228,14 @@ def learn(
         for alignment, count in SCHEDULE
         for number in range(count)
     ]
-    cache = Cache.of(graph, (args, kwargs), runtime, threads)
+    cache = Cache.of(graph, (args, kwargs), runtime)
     take: Callable[[np.ndarray], Any] | None = None
     told = _Progress(progress, len(plan))
     samples = []
     for done, (_, counts) in enumerate(plan, 1):
         profile = cache.get(counts)
         if profile is None:
-            take = take or profiler(runtime, model, graph, free, args, kwargs, threads)
+            take = take or profiler(runtime, model, graph, free, args, kwargs)
             profile = take(counts)
             cache.put(counts, profile)
         samples.append(Sample(counts, profile))

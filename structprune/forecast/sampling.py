@@ -13,8 +13,10 @@ from torch import nn
 from structprune.errors import ExportError, InputError
 from structprune.forecast.template import OnnxTemplate, cut_to_counts
 from structprune.graph import DependencyGraph
+from structprune.runtime_settings import Runtime
+from structprune.runtimes import model_for, require_known
 from structprune.runtimes.onnx_convert import convert
-from structprune.runtimes.ort import CPU, CUDA, to_numpy
+from structprune.runtimes.ort import PROVIDERS, providers, to_numpy
 from structprune.runtimes.ort_kernels import profile_onnx
 from structprune.runtimes.profiles import Profile, module_profiler
 from structprune.selection.units import reachable
@@ -70,33 +72,34 @@ def _widths(size: int, alignment: int) -> list[int]:
 
 
 def profiler(
-    runtime: str,
+    runtime: Runtime,
     model: nn.Module,
     graph: DependencyGraph,
     free: frozenset[int],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    threads: int,
 ) -> Profiler:
     """A function from counts to the profile of the network at these counts on ``runtime``.
 
     Raises:
         InputError: for a runtime that has no profiler.
     """
-    own = module_profiler(runtime)
+    require_known(runtime)
+    own = module_profiler(runtime.name)
+    model = model_for(runtime, model)
     if own is not None:
-        return lambda counts: own(cut_to_counts(model, graph, counts), args, kwargs, threads)
-    providers = {"onnxruntime": (CPU,), "onnxruntime-cuda": (CUDA, CPU)}.get(runtime)
-    if providers is None:
+        return lambda counts: own(cut_to_counts(model, graph, counts), args, kwargs, runtime)
+    if runtime.name not in PROVIDERS:
         raise InputError(
-            f"runtime={runtime!r} does not say how long its kernels take, which a latency budget needs: use "
+            f"runtime={runtime.name!r} does not say how long its kernels take, which a latency budget needs: use "
             "onnxruntime or torch, or give it a profiler with structprune.runtimes.register_profiler"
         )
+    providers(runtime)  # refuses options before anything is converted
     convert_at = _converter(model, graph, free, args, kwargs)
 
     def profile(counts: Counts) -> Profile:
         converted, feeds = convert_at(counts)
-        return profile_onnx(converted, feeds, threads, providers)
+        return profile_onnx(converted, feeds, runtime)
 
     return profile
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from structprune.errors import InputError
 from structprune.inputs import map_tensors
+from structprune.runtime_settings import Runtime
 from structprune.runtimes.flags import inference_mode, torch_threads
 from structprune.runtimes.registry import TimedCall, register_runtime
 
@@ -23,7 +24,7 @@ __all__ = ["torch_cuda", "torch_eager"]
 @register_runtime("torch")
 @contextmanager
 def torch_eager(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime
 ) -> Iterator[TimedCall]:
     """Times the module as it is, on the device of its parameters; inputs are moved there first."""
     tensors = itertools.chain(model.parameters(), model.buffers())
@@ -46,19 +47,19 @@ def torch_eager(
         end.synchronize()
         return float(start.elapsed_time(end))
 
-    with torch_threads(threads), inference_mode(model):
+    with torch_threads(runtime.threads), inference_mode(model):
         yield on_cuda if device.type == "cuda" else on_cpu
 
 
 @register_runtime("torch-cuda")
 @contextmanager
 def torch_cuda(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime
 ) -> Iterator[TimedCall]:
     """Times a copy of the module on the current CUDA device with CUDA events."""
     if not torch.cuda.is_available():
         raise InputError(
             "runtime='torch-cuda' needs a CUDA device that torch can use; here runtime='torch' works"
         )
-    with torch_eager(copy.deepcopy(model).to("cuda"), args, kwargs, threads) as timed:
+    with torch_eager(copy.deepcopy(model).to("cuda"), args, kwargs, runtime) as timed:
         yield timed

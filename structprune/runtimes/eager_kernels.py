@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from structprune.inputs import map_tensors
+from structprune.runtime_settings import Runtime
 from structprune.runtimes.flags import inference_mode, torch_threads
 from structprune.runtimes.profiles import Kernel, Profile, register_profiler
 
@@ -48,7 +49,7 @@ def profile_eager(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    threads: int,
+    runtime: Runtime,
 ) -> Profile:
     """The profile of a module in torch eager on the CPU: of each operation the lower quartile over the rounds.
 
@@ -58,7 +59,7 @@ def profile_eager(
     first: dict[str, Kernel] = {}
     times: dict[str, list[float]] = {}
     wholes = []
-    with torch_threads(threads), inference_mode(model):
+    with torch_threads(runtime.threads), inference_mode(model):
         for turn in range(_WARMUP + _ROUNDS):
             start = time.perf_counter()
             model(*args, **kwargs)

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import bdtr
 
 from structprune.errors import InputError
+from structprune.runtime_settings import Runtime
 
 __all__ = ["Measurement", "Ratio", "ratio"]
 
@@ -25,6 +26,9 @@ class Measurement:
     runtime: str
     threads: int
     batch: int
+    dtype: str | None = None
+    """What model and inputs were converted to; None where they were timed as they are."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
     subnormal_weights: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     session: str = ""
@@ -65,10 +69,9 @@ class Measurement:
 
     def __str__(self) -> str:
         low, high = self.interval_ms
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        text = (
-            f"{self.median_ms:.3f} ms [{low:.3f}, {high:.3f}], {self.runtime}, {threads}, batch {self.batch}"
-        )
+        options = tuple(self.provider_options.items())
+        runtime = Runtime(self.runtime, self.threads, self.batch, self.dtype, options)
+        text = f"{self.median_ms:.3f} ms [{low:.3f}, {high:.3f}], {runtime}"
         if self.subnormal_weights:
             text += f", {self.subnormal_weights} subnormal weights"
         return text + (", unstable" if self.unstable else "")

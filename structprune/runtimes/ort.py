@@ -1,14 +1,15 @@
 """onnxruntime: the module, converted to a temporary ONNX file, in a session of its own.
 
 Sessions run with an explicit number of intra-op threads, one inter-op thread and no spinning: threads that
-spin while they wait slow every other session of the process, and the sessions timed here take turns.
+spin while they wait slow every other session of the process, and the sessions timed here take turns. A runtime's
+provider options come last: a key with a dot overrides an entry of the session's configuration.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,40 +20,70 @@ import torch
 from torch import Tensor, nn
 
 from structprune.errors import ExportError, InputError
+from structprune.runtime_settings import Runtime
 from structprune.runtimes.onnx_convert import convert, save_model
 from structprune.runtimes.registry import TimedCall, register_runtime
 
-__all__ = ["onnxruntime_cpu", "onnxruntime_cuda", "open_session", "session_options", "to_numpy"]
+__all__ = [
+    "PROVIDERS",
+    "onnxruntime_cpu",
+    "onnxruntime_cuda",
+    "open_session",
+    "providers",
+    "session_options",
+    "to_numpy",
+]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+PROVIDERS = {"onnxruntime": (CPU,), "onnxruntime-cuda": (CUDA, CPU)}
+_ENTRIES = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options for sessions that take turns: `threads` intra-op threads, one inter-op thread, no spinning."""
+def providers(runtime: Runtime) -> list[tuple[str, dict[str, str]]]:
+    """The execution providers of a runtime, the first with the runtime's options.
+
+    Raises:
+        InputError: for a runtime that is not onnxruntime, and for options that its provider would ignore.
+    """
+    if runtime.name not in PROVIDERS:
+        raise InputError(f"runtime={runtime.name!r} is none of onnxruntime's: {', '.join(PROVIDERS)}")
+    first, *rest = PROVIDERS[runtime.name]
+    own = {key: value for key, value in runtime.options.items() if "." not in key}
+    if own and first == CPU:
+        raise InputError(
+            f"provider_options={own}: onnxruntime's CPU provider has no options; an entry of the session's "
+            "configuration has a dot in its name, such as 'session.intra_op.allow_spinning'"
+        )
+    return [(first, own), *((name, {}) for name in rest)]
+
+
+def session_options(runtime: Runtime) -> onnxruntime.SessionOptions:
+    """Options for sessions that take turns: the runtime's intra-op threads, one inter-op thread, no spinning."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = runtime.threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    given = {key: value for key, value in runtime.options.items() if "." in key}
+    for key, value in {**_ENTRIES, **given}.items():
+        options.add_session_config_entry(key, value)
     return options
 
 
-def open_session(path: Path, threads: int, providers: Sequence[str] = (CPU,)) -> onnxruntime.InferenceSession:
-    """A session for the ONNX file at `path`: `threads` intra-op threads, one inter-op thread, no spinning.
+def open_session(path: Path, runtime: Runtime) -> onnxruntime.InferenceSession:
+    """A session for the ONNX file at `path`, with the runtime's threads and options.
 
     Raises:
         ExportError: where onnxruntime cannot run the file.
     """
-    options = session_options(threads)
+    options, chosen = session_options(runtime), providers(runtime)
     try:
-        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=list(providers))
+        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=chosen)
     except Exception as error:
         raise ExportError(
             f"onnxruntime {onnxruntime.__version__} cannot load the converted model: {error}\n"
-            "Try another opset, or float32 weights where the model is in a half-precision format."
+            "Try another opset, float32 where the model is in a half-precision format, or other provider options."
         ) from error
 
 
@@ -72,24 +103,24 @@ def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 @contextmanager
 def _session(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int, providers: Sequence[str]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime
 ) -> Iterator[tuple[onnxruntime.InferenceSession, dict[str, np.ndarray[Any, Any]]]]:
     converted = convert(model, args, kwargs)
     with tempfile.TemporaryDirectory(prefix="structprune-") as folder:
         path = Path(folder) / "model.onnx"
         save_model(converted.model, path)
-        session = open_session(path, threads, providers)
+        session = open_session(path, runtime)
         names = [node.name for node in session.get_inputs()]
         yield session, {name: to_numpy(t) for name, t in zip(names, converted.inputs, strict=True)}
 
 
-@register_runtime("onnxruntime")
+@register_runtime("onnxruntime", takes_options=True)
 @contextmanager
 def onnxruntime_cpu(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime
 ) -> Iterator[TimedCall]:
     """Times the converted module on onnxruntime's CPU kernels, the batch size fixed in the file."""
-    with _session(model, args, kwargs, threads, (CPU,)) as (session, feeds):
+    with _session(model, args, kwargs, runtime) as (session, feeds):
 
         def timed() -> float:
             start = time.perf_counter()
@@ -99,10 +130,10 @@ def onnxruntime_cpu(
         yield timed
 
 
-@register_runtime("onnxruntime-cuda")
+@register_runtime("onnxruntime-cuda", takes_options=True)
 @contextmanager
 def onnxruntime_cuda(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime
 ) -> Iterator[TimedCall]:
     """Times the converted module on onnxruntime's CUDA kernels, inputs and outputs kept on the device."""
     if CUDA not in onnxruntime.get_available_providers() or not torch.cuda.is_available():
@@ -110,7 +141,7 @@ def onnxruntime_cuda(
             "runtime='onnxruntime-cuda' needs a CUDA device and the onnxruntime-gpu package; "
             f"the providers here are {', '.join(onnxruntime.get_available_providers())}"
         )
-    with _session(model, args, kwargs, threads, (CUDA, CPU)) as (session, feeds):
+    with _session(model, args, kwargs, runtime) as (session, feeds):
         binding = session.io_binding()
         for name, array in feeds.items():
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0))

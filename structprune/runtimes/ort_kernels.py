@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime
 
 from structprune.errors import ExportError
-from structprune.runtimes.ort import session_options
+from structprune.runtime_settings import Runtime
+from structprune.runtimes.ort import providers, session_options
 from structprune.runtimes.profiles import Kernel, Profile
 
 __all__ = ["profile_onnx"]
@@ -29,8 +30,7 @@ _LAYOUT = re.compile(r"(_nchwc|_token_\d+)+$")
 def profile_onnx(
     model: bytes | Path,
     feeds: Mapping[str, np.ndarray[Any, Any]],
-    threads: int,
-    providers: tuple[str, ...],
+    runtime: Runtime,
     *,
     warmup: int = 2,
     rounds: int = 10,
@@ -43,13 +43,13 @@ def profile_onnx(
         ExportError: where onnxruntime cannot run the model.
     """
     with tempfile.TemporaryDirectory(prefix="structprune-") as folder:
-        options = session_options(threads)
+        options, chosen = session_options(runtime), providers(runtime)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         source = str(model) if isinstance(model, Path) else model
         try:
-            session = onnxruntime.InferenceSession(source, sess_options=options, providers=list(providers))
+            session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
             for _ in range(warmup + rounds):
                 session.run(None, dict(feeds))
         except Exception as error:

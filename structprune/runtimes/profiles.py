@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from structprune.errors import InputError
+from structprune.runtime_settings import Runtime
 
 __all__ = ["Kernel", "ModuleProfiler", "Profile", "module_profiler", "register_profiler"]
 
@@ -31,8 +32,8 @@ class Profile:
     whole_ms: float
 
 
-ModuleProfiler: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], Profile]
-"""(module, args, kwargs, threads) -> the profile of one inference."""
+ModuleProfiler: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Runtime], Profile]
+"""(module, args, kwargs, runtime) -> the profile of one inference, dtype and batch size already as the runtime says."""
 
 _PROFILERS: dict[str, ModuleProfiler] = {}
 

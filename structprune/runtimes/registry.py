@@ -9,22 +9,29 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from structprune.errors import InputError
+from structprune.runtime_settings import Runtime
 
-__all__ = ["Factory", "TimedCall", "prepare", "register_runtime", "runtime_names"]
+__all__ = ["Factory", "TimedCall", "prepare", "register_runtime", "require_known", "runtime_names"]
 
 TimedCall: TypeAlias = Callable[[], float]
 """Runs one inference to its end and returns how long it took, in milliseconds."""
 
 Factory: TypeAlias = Callable[
-    [nn.Module, tuple[Any, ...], Mapping[str, Any], int], AbstractContextManager[TimedCall]
+    [nn.Module, tuple[Any, ...], Mapping[str, Any], Runtime], AbstractContextManager[TimedCall]
 ]
-"""(module, args, kwargs, threads) -> a context in which the module is ready to be timed."""
+"""(module, args, kwargs, runtime) -> a context in which the module is ready to be timed.
+
+The module and the inputs have the runtime's dtype and batch size already; `threads` and `options` are the factory's.
+"""
 
 _FACTORIES: dict[str, Factory] = {}
+_TAKE_OPTIONS: set[str] = set()
 
 
-def register_runtime(name: str) -> Callable[[Factory], Factory]:
+def register_runtime(name: str, *, takes_options: bool = False) -> Callable[[Factory], Factory]:
     """A decorator that makes a factory available as `runtime=name`.
+
+    Without `takes_options` provider options are refused before the factory is called.
 
     Raises:
         InputError: where the name is taken.
@@ -34,6 +41,7 @@ def register_runtime(name: str) -> Callable[[Factory], Factory]:
         if name in _FACTORIES:
             raise InputError(f"a runtime named {name!r} is registered already; choose another name")
         _FACTORIES[name] = factory
+        _TAKE_OPTIONS.update({name} if takes_options else ())
         return factory
 
     return register
@@ -48,16 +56,24 @@ def runtime_names() -> tuple[str, ...]:
     return tuple(sorted(_FACTORIES))
 
 
+def require_known(runtime: Runtime) -> None:
+    """Raises InputError for a name that is not registered, and for provider options where the runtime has none."""
+    if runtime.name not in _FACTORIES:
+        raise InputError(f"runtime={runtime.name!r} is not known; the names are {', '.join(runtime_names())}")
+    if runtime.options and runtime.name not in _TAKE_OPTIONS:
+        raise InputError(
+            f"runtime={runtime.name!r} takes no provider options, got {runtime.options}; "
+            f"those that do are {', '.join(sorted(_TAKE_OPTIONS & set(_FACTORIES)))}"
+        )
+
+
 def prepare(
-    runtime: str, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], threads: int
+    runtime: Runtime, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> AbstractContextManager[TimedCall]:
     """A context in which `model` is ready on `runtime`; it gives a callable that times one inference.
 
     Raises:
-        InputError: for a name that is not registered, or fewer than one thread.
+        InputError: for a name that is not registered, or provider options that it does not take.
     """
-    if runtime not in _FACTORIES:
-        raise InputError(f"{runtime=} is not known; the names are {', '.join(runtime_names())}")
-    if threads < 1:
-        raise InputError(f"{threads=}: a runtime needs at least 1 thread")
-    return _FACTORIES[runtime](model, args, kwargs, threads)
+    require_known(runtime)
+    return _FACTORIES[runtime.name](model, args, kwargs, runtime)
