@@ -1,5 +1,6 @@
 """structprune: smaller PyTorch networks, proven to compute what was promised."""
 
+from structprune.budget import Budget
 from structprune.changes import Change
 from structprune.empty_weights import empty_weights
 from structprune.engines import trace
@@ -24,7 +25,7 @@ from structprune.latency_target import LatencyReport
 from structprune.masking import finalize, nonzeros, sparsify
 from structprune.measure import count_macs, count_params, peak_activation_bytes, weight_bytes
 from structprune.pipeline import PruneReport, PruneResult, prune
-from structprune.plan import Budget, PruningPlan
+from structprune.plan import PruningPlan
 from structprune.rewriting import rewrite
 from structprune.rules import Call
 from structprune.rules.custom import rule

@@ -278,7 +278,7 @@ def _properties(model: nn.Module, plan: Plans, metadata: Mapping[str, str] | Non
     if not plans:
         return properties
     _check_plan(model, plans[-1])
-    budgets = [f"{p.budget.quantity}={p.budget.fraction:g}" for p in plans if p.budget is not None]
+    budgets = [str(limit) for p in plans if p.budget is not None for limit in p.budget.limits]
     properties["structprune.fingerprint"] = plans[0].fingerprint
     properties["structprune.plan_sha256"] = plan_digest(plans)
     properties["structprune.budget"] = ", ".join(budgets)

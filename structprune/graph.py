@@ -145,6 +145,13 @@ class DependencyGraph:
         """Return what the network costs when each group keeps ``counts`` (int64 ``[groups]``) of its channels."""
         return self.polynomial(quantity)(counts)
 
+    def levels(self, quantity: str, counts: np.ndarray) -> np.ndarray:
+        """Return figures of many choices, float64 ``[choices, parts]`` for counts ``[choices, groups]``.
+
+        The price is the largest of a row: of the moments of a forward for the peak of memory, else there is only one.
+        """
+        return self.polynomial(quantity).many(counts)[:, None]
+
     @property
     def original(self) -> dict[str, float]:
         """What the network that was never pruned costs on these inputs: "channels", "params", "macs"."""

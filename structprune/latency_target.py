@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from structprune.budget import Budget
 from structprune.errors import BudgetError
 from structprune.forecast import LatencyForecast, learn
 from structprune.graph import DependencyGraph
 from structprune.latency import Measurement, Ratio, measure_latency, ratio
-from structprune.plan import Budget, PruningPlan
+from structprune.plan import PruningPlan
 from structprune.runtime_settings import Runtime
 from structprune.selection.contract import Prices
 from structprune.surgery import apply_plan
@@ -93,6 +94,11 @@ def reach(
     best: _Reached | None = None
     seen: set[tuple[int, ...]] = set()
     aim = share * _AIM if share < 1 else np.inf
+    widest = (
+        choose(forecast.prices(np.inf)) if len(budget.limits) > 1 else None
+    )  # that the other limits allow
+    if widest is not None and forecast(graph.counts(widest)) <= share * whole:
+        aim = np.inf
     for _ in range(_TRIES):
         plan = choose(forecast.prices(aim, correction))
         counts = graph.counts(plan)
@@ -111,6 +117,8 @@ def reach(
             best = found
         if share >= 1 or share * _NEAR <= found.ratio.value <= share or len(turns) == _TURNS:
             break
+        if plan == widest and found.ratio.value <= share:
+            break
         correction, aim = found.ratio.value / predicted, share * _AIM
     if best is None:
         raise BudgetError(_missed(budget, share, turns))
@@ -123,10 +131,13 @@ def reach(
 
 def _asked(model: nn.Module, example_inputs: Any, budget: Budget) -> float:
     """The budget as a share of the dense network's latency."""
-    if budget.quantity == "latency":
-        return budget.fraction
+    asked = budget.time
+    assert asked is not None
+    if asked.quantity == "latency":
+        return float(asked.value)
     dense = measure_latency(model, example_inputs, runtime=budget.runtime, min_time=_SECONDS)
-    return min(1.0, budget.fraction / dense.median_ms)
+    milliseconds = 1e3 * dense.batch / asked.value if asked.quantity == "throughput" else asked.value
+    return min(1.0, milliseconds / dense.median_ms)
 
 
 def _measured(model: nn.Module, plan: PruningPlan, example_inputs: Any, budget: Budget) -> _Reached:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from structprune.budget import Budget
 from structprune.changes import Change, told
 from structprune.engines import trace
 from structprune.errors import InputError
@@ -18,7 +19,7 @@ from structprune.importance.scoring import Criterion
 from structprune.inputs import normalize_inputs
 from structprune.latency_target import LatencyReport, reach
 from structprune.outputs import Outputs
-from structprune.plan import Budget, PruningPlan
+from structprune.plan import PruningPlan
 from structprune.rewriting import rewrite
 from structprune.select import select
 from structprune.selection.contract import Prices

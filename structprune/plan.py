@@ -10,7 +10,6 @@ format holds any number (`plans_to_json`, `plans_from_json`), and `PruningPlan.t
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from structprune import plan_json
+from structprune.budget import Budget
 from structprune.errors import InputError, PlanError
 from structprune.kept import ByRow, Keep, Kept, checked_positions, kept_from_index, new_shape, require_rows
 from structprune.runtime_settings import Runtime
@@ -41,67 +41,8 @@ __all__ = [
 REMAINING = "structprune_remaining"
 """The attribute of a pruned network that holds what remains of the one it began as: `PruningPlan.remaining`."""
 
-_QUANTITIES = ("channels", "params", "macs", "latency", "latency_ms")
+_REMAINING = ("channels", "file_size", "macs", "params", "peak_memory")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What may remain: exactly one quantity, as a fraction in (0, 1] of the original network's.
-
-    `latency` is a fraction of the latency that the network has on `runtime`, measured; `latency_ms` is that latency
-    itself, in milliseconds. `runtime` is a name, with `threads` beside it, or a `Runtime`, and is a `Runtime` once the
-    budget exists. Raises InputError for none or several quantities, and for a number out of range.
-
-    >>> budget = Budget(macs=0.5)
-    >>> budget.quantity, budget.fraction
-    ('macs', 0.5)
-    """
-
-    channels: float | None = None
-    params: float | None = None
-    macs: float | None = None
-    latency: float | None = None
-    latency_ms: float | None = None
-    runtime: str | Runtime = "onnxruntime"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in _QUANTITIES if getattr(self, name) is not None}
-        if len(given) != 1:
-            names = ", ".join(f"{name}=" for name in _QUANTITIES)
-            raise InputError(f"Budget takes exactly one of {names}; got {given or 'none'}")
-        ((name, value),) = given.items()
-        wrong = isinstance(value, bool) or not isinstance(value, (int, float))
-        if name == "latency_ms":
-            if wrong or not 0 < value < math.inf:
-                raise InputError(f"Budget(latency_ms={value!r}): expected milliseconds, more than 0")
-        elif wrong or not 0 < value <= 1:
-            raise InputError(
-                f"Budget({name}={value!r}): expected a fraction in (0, 1] of the original network's {name}"
-            )
-        runtime = Runtime.of(self.runtime, self.threads)
-        object.__setattr__(self, "runtime", runtime)
-        object.__setattr__(self, "threads", runtime.threads)
-
-    @property
-    def quantity(self) -> str:
-        """The name of the quantity that is bounded: "channels", "params", "macs", "latency" or "latency_ms"."""
-        return next(name for name in _QUANTITIES if getattr(self, name) is not None)
-
-    @property
-    def fraction(self) -> float:
-        """The share of the original network's quantity that may remain, in (0, 1]; for `latency_ms` milliseconds."""
-        return float(getattr(self, self.quantity))
-
-    @property
-    def timed(self) -> bool:
-        """Whether the quantity is measured on a runtime."""
-        return self.quantity in ("latency", "latency_ms")
-
-    def __str__(self) -> str:
-        text = f"{self.quantity}={self.fraction:g}"
-        return f"{text} on {self.runtime}" if self.timed else text
 
 
 @dataclass(frozen=True)
@@ -171,7 +112,8 @@ class PruningPlan:
     `fingerprint` names the model the plan belongs to (`structprune.tensors.fingerprint`). `tensors` maps
     tensor name -> dim -> kept positions (sorted, or a `ByRow`; an absent dim stays whole) and `shapes` gives the
     original shape of each of these tensors. `remaining` says which share of the network that was never
-    pruned is left in "macs", "params" and "channels", so that later budgets stay absolute to it.
+    pruned is left in "macs", "params", "channels", "peak_memory" and "file_size", so that later budgets stay
+    absolute to it.
     Raises PlanError where the parts contradict each other.
     """
 
@@ -322,7 +264,7 @@ def _record(plan: PruningPlan) -> dict[str, object]:
 
 
 def _budget_record(budget: Budget) -> dict[str, object]:
-    record: dict[str, object] = {budget.quantity: budget.fraction}
+    record: dict[str, object] = {limit.quantity: float(limit.value) for limit in budget.limits}
     return {**record, **Runtime.of(budget.runtime).settings()} if budget.timed else record
 
 
@@ -355,9 +297,9 @@ def _tensor_record(shape: tuple[int, ...], dims: Mapping[int, Kept]) -> dict[str
 
 def _shares(remaining: Mapping[str, float]) -> dict[str, float]:
     for name, share in remaining.items():
-        if name not in ("channels", "macs", "params") or not 0 < share <= 1:
+        if name not in _REMAINING or not 0 < share <= 1:
             raise PlanError(
-                f"remaining: expected shares of channels, macs or params in (0, 1], got {name}={share}"
+                f"remaining: expected shares of {', '.join(_REMAINING)} in (0, 1], got {name}={share}"
             )
     return {name: float(share) for name, share in remaining.items()}
 

@@ -16,8 +16,8 @@ from structprune.errors import PlanError
 
 __all__ = ["Expander", "GroupRecord", "PlanRecord", "digest", "ranges", "read", "runs", "write"]
 
-SCHEMA_VERSION = 2
-READ_VERSIONS = (1, 2)  # version 1 has no choices by row, and is otherwise the same
+SCHEMA_VERSION = 3
+READ_VERSIONS = (1, 2, 3)  # 1 has no choices by row, 2 no budget of several quantities; otherwise the same
 MAX_POSITIONS = 2**23  # of all distinct kept lists of one text together: about 300 MB once expanded
 
 
@@ -64,6 +64,9 @@ class BudgetRecord(_Record):
     macs: float | None = None
     latency: float | None = None
     latency_ms: float | None = None
+    throughput: float | None = None
+    peak_memory: float | None = None
+    file_size: float | None = None
     runtime: Annotated[str, Field(max_length=100)] | None = None
     threads: int | None = None
     batch: int | None = None
@@ -81,7 +84,9 @@ class PlanRecord(_Record):
     budget: BudgetRecord | None
     criterion: str
     scope: str
-    remaining: dict[Annotated[str, Field(pattern="^(channels|params|macs)$")], float] = {}
+    remaining: dict[
+        Annotated[str, Field(pattern="^(channels|params|macs|peak_memory|file_size)$")], float
+    ] = {}
 
 
 class _Header(_Record):

@@ -13,8 +13,9 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
+from structprune.budget import Budget
 from structprune.errors import InputError
-from structprune.plan import Budget, Keep, PruningPlan
+from structprune.plan import Keep, PruningPlan
 from structprune.selection.budgeting import VALUE, Task
 from structprune.selection.comparisons import counts_in_order
 from structprune.selection.contract import GraphLike, GroupLike, Prices
@@ -38,7 +39,7 @@ def select(
     only: str | Iterable[str] = (),
     *,
     normalize: str = "mean",
-    original: float | None = None,
+    original: float | Mapping[str, float] | None = None,
     criterion: str = "",
     ragged: bool = True,
     prices: Prices | None = None,
@@ -47,9 +48,10 @@ def select(
 
     `scope` ranks channels within each group ("layer": every group keeps the same share), over all groups
     ("global"), or over groups of one structure ("isomorphic"); "value" keeps the most importance for the price,
-    whatever the order. Default: "layer" for a budget in channels, "value" for a latency, else "global". With
-    "layer", `Budget(channels=r)` keeps floor(r * size) channels of each group, at least `min_channels`; every
-    other budget bounds the sum over the network, never exceeds it, and is filled as far as whole channels allow.
+    whatever the order. Default: "layer" for a budget in channels, "value" for a latency, for the peak of memory and
+    for several quantities at once, else "global". With "layer", `Budget(channels=r)` keeps floor(r * size) channels
+    of each group, at least `min_channels`; every other budget bounds the sum over the network, never exceeds it, and
+    is filled as far as whole channels allow. Of several quantities each one holds.
 
     `multiple_of` aligns widths; a group keeps a multiple of it, or is left whole. Default: 1, or what was learned of
     the runtime where the budget is a latency, whose `prices` come from measurement. `min_channels`, and
@@ -62,8 +64,9 @@ def select(
 
     `normalize` ("mean" or "none") says whether scores are divided by their group's mean before groups are
     compared; Network Slimming compares them raw. `original` is the price of the network that `budget` is a
-    fraction of (default: what the graph knows of the network before it was ever pruned, else `graph` itself);
-    for channels, the sum of the sizes of the free groups that are cut by default or asked for. `criterion` is
+    fraction of, for several quantities by name (default: what the graph knows of the network before it was ever
+    pruned, else `graph` itself); for channels, the sum of the sizes of the free groups that are cut by default or
+    asked for. `criterion` is
     only recorded. A group that may keep its own channels in each channel of others (each head, each group of a
     convolution) keeps the best of each, as many in all of them; with `ragged=False` the same in all, by the sum
     of their scores.
@@ -123,7 +126,10 @@ def _listed(patterns: str | Iterable[str]) -> tuple[str, ...]:
 
 def _scope(scope: str | None, budget: Budget) -> str:
     if scope is None:
-        return "layer" if budget.quantity == "channels" else VALUE if budget.timed else "global"
+        quantities = [limit.quantity for limit in budget.limits]
+        if budget.timed or "peak_memory" in quantities or len(quantities) > 1:
+            return VALUE
+        return "layer" if quantities == ["channels"] else "global"
     if scope not in (*SCOPES, VALUE):
         raise InputError(f"unknown scope {scope!r}: use one of {', '.join((*SCOPES, VALUE))}")
     return scope

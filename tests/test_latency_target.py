@@ -226,7 +226,12 @@ def test_a_budget_of_latency_needs_prices_and_a_profiler() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"latency": 1.5}, {"latency_ms": 0.0}, {"latency": 0.5, "macs": 0.5}, {"latency": 0.5, "threads": 0}],
+    [
+        {"latency": 1.5},
+        {"latency_ms": 0.0},
+        {"latency": 0.5, "latency_ms": 5.0},
+        {"latency": 0.5, "threads": 0},
+    ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(sp.InputError, match=r"Budget|threads=0"):

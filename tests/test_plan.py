@@ -44,7 +44,7 @@ def two_layers(**changes: Any) -> PruningPlan:
 
 def test_json_says_exactly_what_the_plan_says() -> None:
     body = json.loads(two_layers().to_json())
-    assert body["schema_version"] == 2
+    assert body["schema_version"] == 3
     assert body["plans"] == [
         {
             "fingerprint": PRINT,
@@ -158,12 +158,12 @@ def test_edit_paths_begin_with_an_attribute_and_leave_python_alone(path: Any) ->
 @pytest.mark.parametrize(
     "arguments",
     [
-        *({}, {"macs": 0.5, "params": 0.5}, {"macs": 0}, {"macs": 1.01}, {"params": -0.1}),
+        *({}, {"latency": 0.5, "throughput": 9.0}, {"macs": 0}, {"macs": 1.01}, {"params": -0.1}),
         *({"channels": float("nan")}, {"macs": True}, {"macs": "0.5"}),
     ],
     ids=str,
 )
-def test_budget_is_one_fraction(arguments: dict[str, Any]) -> None:
+def test_a_budget_is_a_fraction_of_something(arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="Budget"):
         Budget(**arguments)
 
@@ -191,7 +191,7 @@ HOSTILE = {
     "no fields": "{}",
     "deep nesting": "[" * 200_000,
     "a number of many digits": '{"schema_version": ' + "9" * 10_000 + "}",
-    "another version": spoiled("schema_version", 3),
+    "another version": spoiled("schema_version", 4),
     "version as text": spoiled("schema_version", "1"),
     "version as bool": spoiled("schema_version", True),
     "no plans": spoiled("plans", []),
@@ -221,7 +221,7 @@ HOSTILE = {
     "fingerprint as number": spoiled("plans/0/fingerprint", 1),
     "fingerprint of another form": spoiled("plans/0/fingerprint", "zz"),
     "budget of nothing": spoiled("plans/0/budget", {}),
-    "budget of two": spoiled("plans/0/budget", {"macs": 0.5, "params": 0.5}),
+    "budget of two latencies": spoiled("plans/0/budget", {"latency": 0.5, "latency_ms": 5.0}),
     "budget above one": spoiled("plans/0/budget", {"macs": 2.0}),
     "budget of another quantity": spoiled("plans/0/budget", {"price": 0.5}),
     "attribute path of Python": spoiled("plans/0/attributes/0/path", ["__class__"]),
@@ -259,5 +259,5 @@ def test_one_list_named_by_many_tensors_is_expanded_once() -> None:
 
 
 def test_other_version_says_what_to_do() -> None:
-    with pytest.raises(PlanError, match=r"schema version 3.*reads versions \(1, 2\).*install"):
-        PruningPlan.from_json(json.dumps({"schema_version": 3, "structprune_version": "7.0", "new": "field"}))
+    with pytest.raises(PlanError, match=r"schema version 4.*reads versions \(1, 2, 3\).*install"):
+        PruningPlan.from_json(json.dumps({"schema_version": 4, "structprune_version": "7.0", "new": "field"}))

@@ -69,6 +69,9 @@ class Graph:
         self.calls.append(counts)
         return float(sum(factor * np.prod(counts[list(groups)]) for factor, groups in self.terms))
 
+    def levels(self, quantity: str, counts: np.ndarray) -> np.ndarray:
+        return np.array([[self.price(quantity, one)] for one in counts])
+
     def violations(self, counts: np.ndarray) -> Sequence[Violation]:
         return self.flips(counts)
 

@@ -159,7 +159,7 @@ def _document(
     proof = result.report.verify
     return {
         "model": model,
-        "budget": {budget.quantity: budget.fraction},
+        "budget": {limit.quantity: limit.value for limit in budget.limits},
         "latency": None if result.report.latency is None else latency_document(result.report.latency),
         "criterion": result.plan.criterion,
         "scope": result.plan.scope,

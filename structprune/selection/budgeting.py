@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from structprune.errors import BudgetError
-from structprune.plan import Budget
+from structprune import budget as budgets
+from structprune.budget import Budget
+from structprune.errors import BudgetError, InputError
 from structprune.selection.comparisons import Limit
 from structprune.selection.contract import Counts, GraphLike, Prices
+from structprune.selection.demands import Demand, load
 from structprune.selection.knapsack import ValueLimit
 from structprune.selection.matching import kept_groups
-from structprune.selection.search import PriceLimit, ShareLimit
+from structprune.selection.search import PriceLimit, ShareLimit, expander
 from structprune.selection.units import Constraints, Unit
 
-__all__ = ["VALUE", "Task"]
+__all__ = ["VALUE", "Original", "Task"]
 
 VALUE = "value"
 """The scope that keeps the most importance for the price, whatever the order of channels."""
+
+Original = float | Mapping[str, float] | None
+"""The price of the network that a budget is a fraction of; by quantity, where the budget has several."""
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,57 +42,77 @@ class Task:
     bounds: Constraints
     prices: Prices | None = None  #: of what is measured on a runtime
 
-    def limit(self, scope: str, original: float | None) -> Limit:
-        """The budget as a fraction of `original` (default: of what the graph knows of the network before it was
+    def limit(self, scope: str, original: Original) -> Limit:
+        """The budget as fractions of `original` (default: of what the graph knows of the network before it was
         ever pruned, else of the graph itself).
 
         Raises BudgetError, with the reachable range, where even the least of all units is beyond it.
         """
-        whole = self.price(np.array([group.size for group in self.graph.groups], dtype=np.int64))
-        reference = self._original(whole) if original is None else original
-        if not whole > 0 or not reference > 0:
-            raise BudgetError(self._unreachable(1.0, 1.0))
-        if scope == "layer" and self.budget.quantity == "channels":
-            return self._share_limit(whole / reference)
+        given = self._given(original)
+        demands = [self._demand(limit, given.get(limit.quantity)) for limit in self.budget.limits]
+        one = demands[0] if len(demands) == 1 else None
+        if scope == "layer" and one is not None and one.quantity == "channels":
+            return self._share_limit(one)
         limit: PriceLimit | ValueLimit
+        single = one is not None and one.quantity != "peak_memory"
+        share, fraction = (demands[0].shares, demands[0].allowed) if single else (partial(load, demands), 1.0)
         if scope == VALUE:
-            limit = ValueLimit(lambda many: self._prices(many) / reference, self._fraction, self.graph.groups)
+            limit = ValueLimit(share, fraction, self.graph.groups)
         else:
             limit = PriceLimit(
-                lambda counts: self.price(counts) / reference, self._fraction, self.graph.groups, scope
+                lambda counts: float(share(counts[None])[0]), fraction, self.graph.groups, scope
             )
         if not limit.admits(self.units):
-            raise BudgetError(self._unreachable(limit.lowest(self.units), whole / reference))
+            least = np.array([unit.least for unit in self.units], dtype=np.int64)
+            narrowest = expander(self.graph.groups, self.units)(least)
+            raise BudgetError(self._unreachable([(one, one.share(narrowest)) for one in demands]))
         return limit
 
-    def _original(self, whole: float) -> float:
+    def _given(self, original: Original) -> Mapping[str, float]:
+        """The price of the original network, as far as the caller says it, by quantity."""
+        if original is None or isinstance(original, Mapping):
+            known = {limit.quantity for limit in self.budget.limits}
+            if unknown := sorted((original or {}).keys() - known):
+                raise InputError(f"original= names {unknown}, which {self.budget} does not bound")
+            return original or {}
+        if len(self.budget.limits) > 1:
+            raise InputError(
+                f"{self.budget}: original= is a mapping from quantity to price, got {original!r}"
+            )
+        return {self.budget.quantity: original}
+
+    def _demand(self, limit: budgets.Limit, original: float | None) -> Demand:
+        """One limit as shares of the original network's quantity."""
+        if self.prices is not None and limit == self.budget.time:
+            prices = self.prices
+            return Demand("latency", lambda many: prices.share(many)[:, None], prices.limit)
+        quantity = limit.quantity
+        sizes = self._sizes()
+        whole = float(self._levels(quantity, sizes[None]).max())
+        reference = self._original(quantity, whole) if original is None else original
+        if not whole > 0 or not reference > 0:
+            nothing = Demand(quantity, lambda many: np.ones((len(many), 1)), limit.value)
+            raise BudgetError(self._unreachable([(nothing, 1.0)]))
+        return Demand(quantity, lambda many: self._levels(quantity, many) / reference, float(limit.value))
+
+    def _original(self, quantity: str, whole: float) -> float:
         """The quantity in the network before it was ever pruned, as far as the graph knows."""
-        if self.prices is not None:  # shares already
-            return 1.0
-        known: float | None = getattr(self.graph, "original", {}).get(self.budget.quantity)
-        if known is None or self.budget.quantity != "channels":
+        known: float | None = getattr(self.graph, "original", {}).get(quantity)
+        if known is None or quantity != "channels":
             return whole if known is None else known
-        sizes = np.array([group.size for group in self.graph.groups], dtype=np.int64)
-        present = self.graph.price("channels", sizes)  # of the default groups; those asked for may be others
+        present = float(self.graph.levels("channels", self._sizes()[None]).max())
+        # of the default groups; those asked for may be others
         return whole * known / present if present else whole
 
-    @property
-    def _fraction(self) -> float:
-        return self.budget.fraction if self.prices is None else self.prices.limit
+    def _levels(self, quantity: str, many: Counts) -> Floats:
+        """The quantity for counts [choices, groups]: [choices, parts]. Only what can be cut counts as a channel."""
+        if quantity != "channels":
+            return self.graph.levels(quantity, many)
+        found: Floats = many[:, self._channels].sum(axis=1, keepdims=True).astype(np.float64)
+        return found
 
-    def _prices(self, many: Counts) -> NDArray[np.float64]:
-        """The budget's quantity for counts [choices, groups]: [choices]."""
-        if self.prices is not None:
-            return self.prices.share(many)
-        return np.array([self.price(counts) for counts in many])
-
-    def price(self, counts: Counts) -> float:
-        """The budget's quantity for counts per group. Only what can be cut counts as a channel."""
-        if self.prices is not None:
-            return float(self.prices.share(counts[None])[0])
-        if self.budget.quantity != "channels":
-            return self.graph.price(self.budget.quantity, counts)
-        return float(counts[self._channels].sum())
+    def _sizes(self) -> Counts:
+        return np.array([group.size for group in self.graph.groups], dtype=np.int64)
 
     @cached_property
     def _channels(self) -> list[int]:
@@ -94,22 +121,31 @@ class Task:
         chosen = set(self.candidates)
         return [position for position in free if self.graph.groups[position].primary or position in chosen]
 
-    def _share_limit(self, present: float) -> Limit:
-        """A share of each unit, where the network has `present` of the original's channels before the cut."""
-        share = self.budget.fraction / present
+    def _share_limit(self, demand: Demand) -> Limit:
+        """A share of each unit, where the network may have been cut before."""
+        present = demand.share(self._sizes())
+        share = demand.allowed / present
         lowest = min((unit.least / unit.size for unit in self.units), default=1.0)
         if share < min(1.0, lowest * (1 - 1e-12)):
-            raise BudgetError(self._unreachable(lowest * present, present))
+            raise BudgetError(self._unreachable([(demand, lowest * present)]))
         return ShareLimit.of(share, self.units)
 
-    def _unreachable(self, lowest: float, highest: float) -> str:
-        """What was asked, what can be reached, and what stands in the way."""
-        quantity = "latency" if self.budget.timed else self.budget.quantity
+    def _unreachable(self, lowest: Sequence[tuple[Demand, float]]) -> str:
+        """What was asked, what can be reached of each quantity, and what stands in the way."""
+        missed = [demand.quantity for demand, low in lowest if low > demand.allowed]
         text = f"{self.budget} cannot be met: "
+        if len(lowest) > 1:
+            text += f"{' and '.join(missed)} cannot, "
+        whole = [
+            f"{demand.share(self._sizes()):.4g} of the original's {demand.quantity}" for demand, _ in lowest
+        ]
         if self.units:
-            text += f"between {lowest:.4g} and {highest:.4g} of the original's {quantity} can be reached"
+            ranges = zip(lowest, whole, strict=True)
+            text += (
+                ", ".join(f"between {low:.4g} and {high}" for (_, low), high in ranges) + " can be reached"
+            )
         else:
-            text += f"no group can be cut, so {highest:.4g} of the original's {quantity} stay"
+            text += f"no group can be cut, so {', '.join(whole)} stay"
         text += f" under {self.bounds}" if str(self.bounds) else ""
         cut = {position for unit in self.units for position in unit.positions}
         held = [self._held(n) for n in self.candidates if n not in cut]

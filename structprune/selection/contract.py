@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from structprune.plan import Budget, Keep, PruningPlan
+from structprune.budget import Budget
+from structprune.plan import Keep, PruningPlan
 
 __all__ = ["Counts", "FrozenLike", "GraphLike", "GroupLike", "MemberLike", "Prices", "ViolationLike"]
 
@@ -82,6 +83,10 @@ class GraphLike(Protocol):
     @property
     def groups(self) -> Sequence[GroupLike]: ...
     def price(self, quantity: str, counts: Counts) -> float: ...
+    def levels(self, quantity: str, counts: Counts) -> NDArray[np.float64]:
+        """For counts ``[choices, groups]``, figures ``[choices, parts]``: the price is the largest of each row."""
+        ...
+
     def governed(self, quantity: str) -> NDArray[np.float64]: ...
     def violations(self, counts: Counts) -> Sequence[ViolationLike]: ...
     def plan(
