@@ -21,7 +21,7 @@ from structprune.plan import REMAINING
 from structprune.ragged import outer_axes
 from structprune.recognition import recognise
 from structprune.rehearsal import rehearse
-from structprune.tensors import fingerprint, slots
+from structprune.tensors import fingerprint, slots, stored_slots
 from structprune.trace import Run, run_traced
 from structprune.wrappers import refuse_wrapped
 
@@ -63,8 +63,9 @@ def graph_of(
     # not named_parameters(): a wrapper may leave its own name out there
     parameters = frozenset(slot.name for slot in slots(model) if slot.kind == "parameter")
     present = getattr(model, REMAINING, {})
+    stored = {name: slot.tensor.element_size() for name, slot in stored_slots(model).items()}
     return DependencyGraph(
-        _groups(run, settled, outer), run, settled, fingerprint(model), parameters, present
+        _groups(run, settled, outer), run, settled, fingerprint(model), parameters, present, stored
     )
 
 

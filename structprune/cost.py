@@ -12,15 +12,16 @@ import numpy as np
 from structprune import axes
 from structprune.axes import Atom, Expr, Prod, Sum, Table
 
-__all__ = ["Polynomial", "compile_products"]
+__all__ = ["Polynomial", "Terms", "compile_products", "product_terms"]
 
-_Terms = dict[tuple[int, ...], float]
+Terms = dict[tuple[int, ...], float]
+"""A polynomial: from the variables of a product, sorted, to its coefficient."""
 
 
 class Polynomial:
     """A sum of products of counts, evaluated at once; ``constant`` is the part that no count changes."""
 
-    def __init__(self, terms: _Terms, variables: int) -> None:
+    def __init__(self, terms: Terms, variables: int) -> None:
         self.constant = terms.get((), 0.0)
         rest = [(key, value) for key, value in terms.items() if key]
         width = max((len(key) for key, _ in rest), default=1)
@@ -59,21 +60,28 @@ def compile_products(
     products: Iterable[Sequence[Expr]], variables: Mapping[Atom, int], count: int
 ) -> Polynomial:
     """Return the polynomial of a sum of products of sizes; atoms that are no variable count with their full size."""
-    terms: _Terms = {}
-    expanded: dict[int, tuple[Expr, _Terms]] = {}
+    terms: Terms = {}
+    expanded: dict[int, tuple[Expr, Terms]] = {}
     for factors in products:
-        product: _Terms = {(): 1.0}
-        for factor in factors:
-            product = _times(product, _expand(axes.normal(factor), variables, expanded))
-        for key, value in product.items():
+        for key, value in product_terms(factors, variables, expanded).items():
             terms[key] = terms.get(key, 0.0) + value
     return Polynomial(terms, count)
 
 
-def _expand(expr: Expr, variables: Mapping[Atom, int], known: dict[int, tuple[Expr, _Terms]]) -> _Terms:
+def product_terms(
+    factors: Sequence[Expr], variables: Mapping[Atom, int], known: dict[int, tuple[Expr, Terms]]
+) -> Terms:
+    """Return the product of sizes as a polynomial; ``known`` keeps what was expanded, for other products."""
+    product: Terms = {(): 1.0}
+    for factor in factors:
+        product = _times(product, _expand(axes.normal(factor), variables, known))
+    return product
+
+
+def _expand(expr: Expr, variables: Mapping[Atom, int], known: dict[int, tuple[Expr, Terms]]) -> Terms:
     if id(expr) in known:
         return known[id(expr)][1]
-    terms: _Terms
+    terms: Terms
     if isinstance(expr, Atom) and expr in variables:
         terms = {(variables[expr],): 1.0}
     elif isinstance(expr, Sum):
@@ -93,11 +101,11 @@ def _expand(expr: Expr, variables: Mapping[Atom, int], known: dict[int, tuple[Ex
     return terms
 
 
-def _times(a: _Terms, b: _Terms) -> _Terms:
+def _times(a: Terms, b: Terms) -> Terms:
     if len(a) == 1 and () in a:
         scale = a[()]
         return {key: value * scale for key, value in b.items()}
-    product: _Terms = {}
+    product: Terms = {}
     for left, x in a.items():
         for right, y in b.items():
             key = tuple(sorted(left + right))

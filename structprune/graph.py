@@ -6,25 +6,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from structprune import axes
-from structprune.axes import Atom, Expr, Frozen
+from structprune.axes import Atom, Const, Expr, Frozen
+from structprune.budget import Budget
 from structprune.changes import Change
 from structprune.choices import checked, cut_of, group_plan, kept_count, kept_of
 from structprune.constraints import Settlement, involved
 from structprune.cost import Polynomial, compile_products
 from structprune.cutting import count_of
 from structprune.errors import PlanError
+from structprune.memory import Peaks, compile_peaks
 from structprune.nodes import Attribute, Node
-from structprune.plan import AttributeEdit, Budget, Keep, PruningPlan
+from structprune.plan import AttributeEdit, Keep, PruningPlan
 from structprune.trace import Run
 
 __all__ = ["ChannelGroup", "DependencyGraph", "Frozen", "Layer", "Member", "Violation"]
 
 
-_QUANTITIES = ("channels", "params", "macs")
+_QUANTITIES = ("channels", "params", "macs", "peak_memory", "file_size")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -107,6 +110,7 @@ class DependencyGraph:
         fingerprint: str,
         parameters: frozenset[str],
         present: Mapping[str, float],
+        stored: Mapping[str, int],
     ) -> None:
         self.groups = groups
         self.fingerprint = fingerprint
@@ -116,12 +120,13 @@ class DependencyGraph:
         self._settled = settled
         self._position = {group.atom: i for i, group in enumerate(groups)}
         self._parameters = parameters
+        self._stored = stored
         self._prices: dict[str, Polynomial] = {}
 
     # -- prices --------------------------------------------------------------------------------------------------
 
     def polynomial(self, quantity: str) -> Polynomial:
-        """Return the price of a quantity, ``"macs"``, ``"params"`` or ``"channels"``, as a polynomial of the counts."""
+        """Return ``"macs"``, ``"params"``, ``"channels"`` or ``"file_size"`` as a polynomial of the counts."""
         if quantity not in self._prices:
             self._prices[quantity] = compile_products(
                 self._products(quantity), self._variables(), len(self.groups)
@@ -135,26 +140,39 @@ class DependencyGraph:
             yield from (dims for name, dims in self.run.named.items() if name in self._parameters)
         elif quantity == "channels":
             yield from ((group.atom,) for group in self.groups if group.frozen is None and group.primary)
+        elif quantity == "file_size":
+            yield from ((Const(size), *self.run.named[name]) for name, size in self._stored.items())
         else:
-            raise KeyError(f"{quantity!r}: expected 'macs', 'params' or 'channels'")
+            raise KeyError(f"{quantity!r}: expected 'macs', 'params', 'channels' or 'file_size'")
 
     def _variables(self) -> dict[Atom, int]:
         return {group.atom: i for i, group in enumerate(self.groups) if group.frozen is None}
 
     def price(self, quantity: str, counts: np.ndarray) -> float:
-        """Return what the network costs when each group keeps ``counts`` (int64 ``[groups]``) of its channels."""
-        return self.polynomial(quantity)(counts)
+        """Return what the network costs when each group keeps ``counts`` (int64 ``[groups]``) of its channels.
+
+        ``quantity`` is ``"macs"``, ``"params"``, ``"channels"``, ``"peak_memory"`` (bytes of the activations that are
+        live at once, as `peak_activation_bytes` counts them) or ``"file_size"`` (bytes of the weights as `save` writes
+        them, without the file's header).
+        """
+        return float(self.levels(quantity, np.asarray(counts)[None]).max())
 
     def levels(self, quantity: str, counts: np.ndarray) -> np.ndarray:
         """Return figures of many choices, float64 ``[choices, parts]`` for counts ``[choices, groups]``.
 
         The price is the largest of a row: of the moments of a forward for the peak of memory, else there is only one.
         """
+        if quantity == "peak_memory":
+            return self._peaks(counts)
         return self.polynomial(quantity).many(counts)[:, None]
+
+    @cached_property
+    def _peaks(self) -> Peaks:
+        return compile_peaks(self.run, self._variables(), len(self.groups))
 
     @property
     def original(self) -> dict[str, float]:
-        """What the network that was never pruned costs on these inputs: "channels", "params", "macs"."""
+        """What the network that was never pruned costs on these inputs, by quantity."""
         sizes = self.sizes()
         return {name: self.price(name, sizes) / self._present.get(name, 1.0) for name in _QUANTITIES}
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from structprune.assembly import trace
 from structprune.graph import DependencyGraph
-from structprune.tensors import named_tensors
-from structprune.trace import Record
+from structprune.tensors import stored_slots
 
 __all__ = ["count_macs", "count_params", "macs_by_operation", "peak_activation_bytes", "weight_bytes"]
 
@@ -41,12 +39,14 @@ def count_params(model: nn.Module) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers, tied ones counted once: about the size of a file of them.
+    """Return the bytes of the weights as `save` writes them, the file's header aside: of all parameters, persistent
+    buffers and tensors in plain attributes, each in its dtype and tied ones once.
 
     >>> weight_bytes(nn.Linear(4, 8))
     160
     """
-    return sum(tensor.numel() * tensor.element_size() for tensor in named_tensors(model).values())
+    stored = stored_slots(model).values()
+    return sum(slot.tensor.numel() * slot.tensor.element_size() for slot in stored)
 
 
 def macs_by_operation(graph: DependencyGraph) -> Mapping[tuple[str, str], int]:
@@ -59,48 +59,16 @@ def macs_by_operation(graph: DependencyGraph) -> Mapping[tuple[str, str], int]:
 
 
 def peak_activation_bytes(model: nn.Module, example_inputs: Any) -> int:
-    """Return the most memory (bytes) that intermediate results and outputs take at once in one eager forward.
+    """Return the most memory (bytes) that inputs, intermediate results and outputs take at once in one forward.
 
-    Each storage lives from the operation that makes it to the last that touches it. Inputs, weights and the work space
-    inside a kernel are not counted.
+    The inputs are held throughout, as the caller holds them; each other storage lives from the operation that makes it
+    to the last that is given it or a view of it, and outputs to the end. Weights, the work space inside a kernel, and
+    what Python holds on to longer than it is used are not counted: torch's eager mode takes at least this much, a
+    runtime that plans its memory about this much.
 
     >>> import torch
     >>> peak_activation_bytes(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.zeros(1, 4))
-    40
+    56
     """
-    records = trace(model, example_inputs).run.records
-    return max(_live_bytes(records), default=0)
-
-
-@dataclass(slots=True)
-class _Life:
-    born: int
-    last: int
-    bytes: int
-
-
-def _live_bytes(records: list[Record]) -> list[int]:
-    lives: dict[int, _Life] = {}
-    written: set[int] = set()
-    for time, record in enumerate(records):
-        for place in record.reads:
-            if place in lives:
-                lives[place].last = time
-        for place, dims, itemsize in record.writes:
-            size = math.prod(dim.size for dim in dims) * itemsize
-            if place in lives:
-                lives[place].last = time
-                lives[place].bytes = max(lives[place].bytes, size)
-            elif place not in record.reads and place not in written:
-                lives[place] = _Life(time, time, size)
-            written.add(place)
-        written.update(record.reads)
-    changes = [0] * (len(records) + 1)
-    for life in lives.values():
-        changes[life.born] += life.bytes
-        changes[life.last + 1] -= life.bytes
-    levels, level = [], 0
-    for change in changes:
-        level += change
-        levels.append(level)
-    return levels
+    graph = trace(model, example_inputs)
+    return round(graph.price("peak_memory", graph.sizes()))

@@ -24,9 +24,9 @@ from structprune.errors import PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_from_json, plans_to_json
 from structprune.replica import recompute, replica
 from structprune.surgery import apply_plan, replace_tensors
-from structprune.tensors import Slot, like, named_tensors, require_module, slots
+from structprune.tensors import like, named_tensors, require_module, stored_slots
 
-__all__ = ["PLAN", "load", "load_plans", "plans_of", "save", "stored_slots", "sync"]
+__all__ = ["PLAN", "load", "load_plans", "plans_of", "save", "sync"]
 
 PLAN = "plan.json"
 
@@ -105,14 +105,6 @@ def load(
         model.to(device)
     recompute(model)
     return model
-
-
-def stored_slots(model: nn.Module) -> dict[str, Slot]:
-    """First name -> slot of each tensor that is state: all but the buffers that are not persistent."""
-    first: dict[int, Slot] = {}
-    for slot in slots(model):
-        first.setdefault(id(slot.tensor), slot)
-    return {slot.name: slot for slot in first.values() if slot.kind != "cache"}
 
 
 def _require_match(model: nn.Module, plans: Sequence[PruningPlan]) -> None:

@@ -29,9 +29,9 @@ from structprune.checkpoint import (
 )
 from structprune.errors import PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_to_json
-from structprune.storage import PLAN, plans_of, stored_slots, sync
+from structprune.storage import PLAN, plans_of, sync
 from structprune.surgery import check_plan, cut_tensor
-from structprune.tensors import shapes_fingerprint
+from structprune.tensors import shapes_fingerprint, stored_slots
 
 __all__ = ["FilesReport", "apply_plan_to_files"]
 

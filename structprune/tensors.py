@@ -35,6 +35,7 @@ __all__ = [
     "require_module",
     "shapes_fingerprint",
     "slots",
+    "stored_slots",
 ]
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, flags, and the three registries
@@ -141,6 +142,14 @@ def slots(model: nn.Module) -> Iterator[Slot]:
             if name not in _OWN and name not in computed:
                 for path, tensor in _inside(value, (name,), seen):
                     yield Slot(_join(prefix, *path), module, "attribute", path, tensor)
+
+
+def stored_slots(model: nn.Module) -> dict[str, Slot]:
+    """First name -> slot of each tensor that is state: all but the buffers that are not persistent."""
+    first: dict[int, Slot] = {}
+    for slot in slots(model):
+        first.setdefault(id(slot.tensor), slot)
+    return {slot.name: slot for slot in first.values() if slot.kind != "cache"}
 
 
 def like(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:

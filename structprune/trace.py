@@ -29,7 +29,7 @@ from structprune.rules import Context
 from structprune.rules.context import Dims, constants
 from structprune.stand_ins import SUBSTITUTES, random_state, transparent_functionals
 from structprune.tensors import slots
-from structprune.tracer import INPUT, Record, RuleError, Step, Tracer, watching
+from structprune.tracer import INPUT, Held, Record, RuleError, Step, Tracer, watching
 
 __all__ = ["Record", "Run", "Tracer", "run_traced", "surroundings"]
 
@@ -50,6 +50,8 @@ class Run:
     kept: list[Any] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     turned: list[Run] = field(default_factory=list)  # the runs with other choices
+    given: tuple[Held, ...] = ()  # the model's inputs
+    returned: frozenset[int] = frozenset()  # the storages of its outputs
 
     @property
     def chooses(self) -> bool:
@@ -137,6 +139,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outp
     for tensor in tensors_in((args, kwargs)):
         context.dims[tensor] = tuple(Const(size, INPUT) for size in tensor.shape)
         context.live[tensor] = 0
+    given = tuple(tracer.held(tensor) for tensor in tensors_in((args, kwargs)))
     clone.eval()
     _follow_layers(clone, context)
     with surroundings(tracer, mode), fresh_results(clone):
@@ -146,18 +149,32 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outp
             context.ledger.number(number)
     context.ledger.open = False
     found = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
+    returned = frozenset(tracer.held(tensor).place for tensor in output_tensors(result))
     unused = frozenset(name for name, tensor in tensors.items() if id(tensor) not in tracer.read)
+    run = Run(
+        context,
+        named,
+        found,
+        tracer.records,
+        tracer.kind,
+        tracer.narrow,
+        unused,
+        given=given,
+        returned=returned,
+    )
     if tracer.kind == "real":
+        run.kept.append(result)
         handed = {id(held) for tensor in output_tensors(result) for held in (tensor, tensor._base)}
         del clone, args, kwargs, tensors, tensor
         forget([made for made in tracer.made if id(made()) not in handed])
-        return Run(context, named, found, tracer.records, tracer.kind, tracer.narrow, unused, [result])
+        return run
+    run.steps = tracer.steps
     del clone, result, args, kwargs, tensors, tensor
     context.dims.clear()
     context.live.clear()
     context.derived.clear()
     forget(tracer.made)
-    return Run(context, named, found, tracer.records, tracer.kind, tracer.narrow, unused, steps=tracer.steps)
+    return run
 
 
 @contextmanager

@@ -6,12 +6,13 @@ from, and sees the calls of torch's Python interface that are judged as a whole.
 
 from __future__ import annotations
 
+import itertools
 import operator
 import weakref
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -33,6 +34,7 @@ __all__ = [
     "INPUT",
     "LAYOUT",
     "READERS",
+    "Held",
     "Record",
     "RuleError",
     "Step",
@@ -82,17 +84,23 @@ def _forms(call: Call) -> str:
     return ", ".join(str(list(tensor.shape)) for tensor in call.tensors())
 
 
+class Held(NamedTuple):
+    """A tensor as it lies in memory: the number of its storage, its dimensions, and the bytes of one element."""
+
+    place: int
+    dims: Dims
+    itemsize: int
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One operation as it ran: its layer, the dimensions it was given, and the storages it read and wrote with the
-    written dimensions.
-    """
+    """One operation as it ran: its layer, the dimensions it was given, the storages it read, and what it returned."""
 
     layer: str
     operation: str
     given: tuple[Dims, ...]
     reads: tuple[int, ...]
-    writes: tuple[tuple[int, Dims, int], ...]
+    writes: tuple[Held, ...]
 
 
 @dataclass(slots=True)
@@ -125,6 +133,8 @@ class Tracer:
         self.narrow = False  # whether a number that depends on the inputs was ever less exact than float64
         self.read: set[int] = set()
         self.made: list[weakref.ref[torch.Tensor]] = []
+        self._places: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._numbers = itertools.count()
         self._known: dict[Any, tuple[Any, str, tuple[str, ...], dict[str, Any], bool]] = {}
 
     # -- operations ----------------------------------------------------------------------------------------------
@@ -212,7 +222,7 @@ class Tracer:
         return False
 
     def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        live, dims = self.context.live, self.context.dims
+        live = self.context.live
         self.note(out)
         if any(tensor.is_nested for tensor in iter_tensors((out,))):
             raise RuleError(
@@ -225,7 +235,7 @@ class Tracer:
         if reached:
             for tensor in iter_tensors((out,)):
                 self.narrow |= tensor.dtype in _NARROW
-        self._record(name, tuple(dims.get(tensor) or () for tensor in tensors), args, out)
+        self._record(name, tensors, args, out)
         self.context.index += 1
 
     def _trail(self, name: str, given: list[torch.Tensor], flow: MutableMapping[Any, Any], out: Any) -> None:
@@ -248,17 +258,26 @@ class Tracer:
         """Keep in mind, without keeping alive, what the run has made."""
         self.made.extend(weakref.ref(tensor) for tensor in iter_tensors((out,)))
 
-    def _record(self, name: str, given: tuple[Dims, ...], args: tuple[Any, ...], out: Any) -> None:
-        dims, place = self.context.dims, _place if self.kind == "meta" else id
-        reads = tuple(place(tensor) for tensor in iter_tensors(args))
-        writes = tuple(
-            (place(tensor), dims.get(tensor) or constants(tensor), tensor.element_size())
-            for tensor in iter_tensors((out,))
-        )
+    def _record(self, name: str, tensors: Sequence[torch.Tensor], args: tuple[Any, ...], out: Any) -> None:
+        dims = self.context.dims
+        given = tuple(dims.get(tensor) or () for tensor in tensors)
+        reads = tuple(self.held(tensor).place for tensor in tensors)
+        writes = tuple(self.held(tensor) for tensor in iter_tensors((out,)))
         self.records.append(Record(self.context.layer, name, given, reads, writes))
         for tensor in iter_tensors((out,)):
             if tensor not in dims:
                 dims[tensor] = self._unjudged(tensor, args)
+
+    def held(self, tensor: torch.Tensor) -> Held:
+        """Return a tensor as it lies in memory: its storage by a number that no other one of the run has."""
+        storage = tensor.untyped_storage() if tensor.layout == torch.strided else tensor
+        known = self._places.get(id(storage))
+        if (
+            known is None or known[0]() is not storage
+        ):  # the number of an object that is gone may be given again
+            known = (weakref.ref(storage), next(self._numbers))
+            self._places[id(storage)] = known
+        return Held(known[1], self.context.dims.get(tensor) or constants(tensor), tensor.element_size())
 
     def _unjudged(self, tensor: torch.Tensor, args: tuple[Any, ...]) -> Dims:
         """Return the constant dimensions of what an operation made of constants, with the reasons that are known."""
@@ -404,10 +423,6 @@ def _written(operation: Any, arguments: dict[str, Any]) -> list[Any]:
         a.name for a in operation._schema.arguments if a.alias_info is not None and a.alias_info.is_write
     )
     return [arguments[name] for name in written if name in arguments]
-
-
-def _place(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
