@@ -88,7 +88,6 @@ def reach(
     """
     forecast = learn(graph, model, example_inputs, Runtime.of(budget.runtime), progress)
     sizes = graph.sizes()
-    whole = forecast(sizes)
     share, correction = _asked(model, example_inputs, budget), 1.0
     turns: list[Turn] = []
     best: _Reached | None = None
@@ -97,7 +96,7 @@ def reach(
     widest = (
         choose(forecast.prices(np.inf)) if len(budget.limits) > 1 else None
     )  # that the other limits allow
-    if widest is not None and forecast(graph.counts(widest)) <= share * whole:
+    if widest is not None and forecast(graph.counts(widest)) <= share * forecast.dense_ms:
         aim = np.inf
     for _ in range(_TRIES):
         plan = choose(forecast.prices(aim, correction))
@@ -109,7 +108,7 @@ def reach(
             continue
         seen.add(tuple(counts.tolist()))
         found = _measured(model, plan, example_inputs, budget)
-        predicted = forecast(counts) / whole
+        predicted = forecast(counts) / forecast.dense_ms
         turns.append(Turn(predicted, found.ratio))
         if (found.ratio.value <= share or share >= 1) and (
             best is None or found.ratio.value > best.ratio.value

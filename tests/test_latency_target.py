@@ -16,8 +16,8 @@ from torch import nn
 import structprune as sp
 from structprune.forecast import learn
 from structprune.forecast.cache import Cache
-from structprune.forecast.fit import level
 from structprune.forecast.sampling import draw
+from structprune.forecast.stairs import level
 from structprune.forecast.template import OnnxTemplate
 from structprune.runtimes import Kernel, Profile, register_profiler, register_runtime
 from structprune.runtimes.ort_kernels import profile_onnx
@@ -219,7 +219,7 @@ def test_a_budget_of_latency_needs_prices_and_a_profiler() -> None:
     free = np.array([group.frozen is None for group in graph.groups])
     full = graph.sizes()
     full[free] = counts
-    assert forecast(full) <= 0.5 * forecast(graph.sizes())
+    assert forecast(full) <= 0.5 * forecast.dense_ms
     with pytest.raises(sp.InputError, match="not known; the names are"):
         sp.prune(model, EXAMPLE, sp.Budget(latency=0.5, runtime="abacus"))
 

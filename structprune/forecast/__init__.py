@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from structprune.forecast.forecast import LatencyForecast, forecast_latency, learn
+from structprune.forecast.forecast import LatencyForecast
+from structprune.forecast.learning import forecast_latency, learn
 
 __all__ = ["LatencyForecast", "forecast_latency", "learn"]

@@ -20,7 +20,7 @@ from structprune.runtimes.profiles import Kernel, Profile
 
 __all__ = ["Cache", "cache_folder"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cache_folder() -> Path:
@@ -80,7 +80,8 @@ class Cache:
         try:
             entry = json.loads(line)
             kernels = tuple(_kernels(entry["profile"]["kernels"]))
-            self._known[tuple(entry["counts"])] = Profile(kernels, float(entry["profile"]["whole_ms"]))
+            times = (float(entry["profile"][key]) for key in ("whole_ms", "reference_ms"))
+            self._known[tuple(entry["counts"])] = Profile(kernels, *times)
         except (ValueError, KeyError, TypeError):
             return  # no whole profile: it is measured again
 

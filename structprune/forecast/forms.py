@@ -15,15 +15,19 @@ __all__ = ["Form", "Part", "Sample", "parts"]
 
 _BLOCK = 6  # shapes: more has no convolution or product with bias, residual and output
 _FUSED = ("FusedConv", "FusedGemm", "FusedMatMul")
+_FEWEST = 5  # samples that name a kernel's dimensions
 NameSizes = Callable[[Sequence[int]], "Size | None"]
+NamesAt = Callable[[Sequence[np.ndarray], Sequence[int]], NameSizes]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A network at ``counts`` (int64 ``[groups]``), profiled."""
+    """A network at ``counts``, profiled: int64 ``[groups]``, multiples of ``alignment``; the ``whole`` one or a cut."""
 
     counts: np.ndarray
     profile: Profile
+    alignment: int = 64
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,34 @@ class Part:
     open: tuple[Width, ...]
 
 
-def parts(samples: Sequence[Sample], name_sizes: NameSizes) -> tuple[Part, ...]:
-    """The kernels that are in all samples; ``name_sizes(sizes)`` says which dimension has these sizes, sample by
-    sample. A kernel with a size that varies and is no dimension of the network is left out.
+def parts(samples: Sequence[Sample], names: NamesAt, blocks: Sequence[int] = (1,)) -> tuple[Part, ...]:
+    """The kernels of the network as most samples have them, each with the dimensions that its sizes are.
+
+    ``names(points, blocks)`` gives for networks at ``points`` a function from sizes, one for each of them, to the
+    dimension that has these. The samples are in order, the coarsest widths first: where a runtime takes another path at
+    fine ones, a kernel is named by the coarse ones alone. A kernel with a size that is no dimension of the network is
+    left out.
     """
     by_name = [{kernel.name: kernel for kernel in sample.profile.kernels} for sample in samples]
-    shared = [name for name in by_name[0] if all(name in one for one in by_name)]
-    found = (_part(name, [one[name] for one in by_name], name_sizes) for name in shared)
-    return tuple(part for part in found if part is not None)
+    listed = [tuple(one) for one in by_name]
+    reference = max(listed, key=lambda one: (listed.count(one), -listed.index(one)))
+    coarse = [len(samples)]
+    while coarse[-1] > _FEWEST:
+        coarse.append(max(coarse[-1] * 2 // 3, _FEWEST))
+    found = []
+    namers: dict[tuple[int, ...], NameSizes] = {}
+    for name in reference:
+        for count in coarse:
+            having = tuple(n for n, one in enumerate(by_name[:count]) if name in one)
+            if len(having) < min(_FEWEST, len(samples)):
+                break
+            if having not in namers:
+                namers[having] = names([samples[n].counts for n in having], blocks)
+            part = _part(name, [by_name[n][name] for n in having], namers[having])
+            if part is not None:
+                found.append(part)
+                break
+    return tuple(found)
 
 
 def _part(name: str, seen: Sequence[Kernel], name_sizes: NameSizes) -> Part | None:

@@ -21,10 +21,7 @@ from structprune.runtimes.ort_kernels import profile_onnx
 from structprune.runtimes.profiles import Profile, module_profiler
 from structprune.selection.units import reachable
 
-__all__ = ["SCHEDULE", "draw", "profiler"]
-
-SCHEDULE = ((64, 4), (32, 4), (16, 4), (8, 2), (4, 2), (2, 1), (1, 1))
-"""(alignment, samples): coarse ones say how latency grows with width, fine ones where the stairs are."""
+__all__ = ["draw", "profiler"]
 
 _NARROWEST = 0.2
 _DRAWS = 30

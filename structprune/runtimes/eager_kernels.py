@@ -74,5 +74,6 @@ def profile_eager(
         Kernel(name, kernel.operation, kernel.shapes, float(np.quantile(times[name], 0.25)))
         for name, kernel in first.items()
     ]
-    between = max(float(np.quantile(wholes, 0.25)) - sum(kernel.ms for kernel in kernels), 0.0)
-    return Profile((*kernels, Kernel("python", "python", ((),), between)), float(np.median(wholes)))
+    whole = float(np.quantile(wholes, 0.25))
+    between = max(whole - sum(kernel.ms for kernel in kernels), 0.0)
+    return Profile((*kernels, Kernel("python", "python", ((),), between)), whole)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,6 @@ def profile_onnx(
         options, chosen = session_options(runtime), providers(runtime)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         source = str(model) if isinstance(model, Path) else model
         try:
             session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
@@ -57,35 +57,44 @@ def profile_onnx(
                 f"onnxruntime {onnxruntime.__version__} cannot run the model: {error}"
             ) from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return _read(events, warmup)
+        wholes = [_timed(session, feeds) for _ in range(rounds)]
+    return Profile(_read(events, warmup), float(np.quantile(wholes, 0.25)))
 
 
-def _read(events: list[dict[str, Any]], warmup: int) -> Profile:
+def _timed(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray[Any, Any]]) -> float:
+    start = time.perf_counter()
+    session.run(None, dict(feeds))
+    return (time.perf_counter() - start) * 1e3
+
+
+def _read(events: list[dict[str, Any]], warmup: int) -> tuple[Kernel, ...]:
     times: dict[str, list[float]] = {}
     first: dict[str, dict[str, Any]] = {}
-    wholes = []
+    runs = 0
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith(_EVENT):
             times.setdefault(name, []).append(event["dur"] / 1e3)
             first.setdefault(name, event["args"])
         elif name == "model_run":
-            wholes.append(event["dur"] / 1e3)
-    runs = len(wholes)
+            runs += 1
     kernels = []
+    named: dict[str, int] = {}
     for name, values in times.items():
         calls = len(values) // runs  # a kernel in a loop's body runs several times
         per_run = np.array(values[: calls * runs]).reshape(runs, calls).sum(axis=1)[warmup:]
         args = first[name]
+        short = _LAYOUT.sub("", name.removesuffix(_EVENT))
+        number = named[short] = named.get(short, 0) + 1
         kernels.append(
             Kernel(
-                _LAYOUT.sub("", name.removesuffix(_EVENT)),
+                short if number == 1 else f"{short}#{number}",
                 str(args["op_name"]),
                 _shapes(args),
                 float(np.quantile(per_run, 0.25)),
             )
         )
-    return Profile(tuple(kernels), float(np.median(wholes[warmup:])))
+    return tuple(kernels)
 
 
 def _shapes(args: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:

@@ -26,10 +26,14 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The kernels of one network in the order they run, and the median of whole inferences."""
+    """The kernels of one network in the order they run, and how long whole inferences take while nothing is profiled.
+
+    ``reference_ms`` is how long another network took, right before and after: how fast the machine was.
+    """
 
     kernels: tuple[Kernel, ...]
     whole_ms: float
+    reference_ms: float = 1.0
 
 
 ModuleProfiler: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Runtime], Profile]

@@ -1,0 +1,173 @@
+"""Learn a forecast: profile a few networks, forecast the next ones, and stop once the forecasts are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from structprune.assembly import trace
+from structprune.forecast.cache import Cache
+from structprune.forecast.forecast import LatencyForecast
+from structprune.forecast.forms import Sample
+from structprune.forecast.sampling import draw, profiler
+from structprune.graph import DependencyGraph
+from structprune.inputs import normalize_inputs
+from structprune.runtime_settings import Runtime
+from structprune.runtimes import TimedCall, inputs_for, model_for, prepare
+from structprune.runtimes.profiles import Kernel, Profile
+
+__all__ = ["forecast_latency", "learn"]
+
+_FIRST = (64, 64, 32, 32, 16, 16, 8, 8, 4, 2, 1)
+"""Alignments that are profiled before anything is forecast: coarse ones say how latency grows with width, fine ones
+where the stairs are."""
+_ROUND = 4  # networks that are forecast, then profiled
+_ROUNDS = 6
+_RIGHT = 0.025  # median error of a round after which no more are needed
+_TRIES = 3
+_STEADY = 0.05  # a profile beside which the whole network's times changed by more is taken again
+_CALLS = 4  # of the whole network, before and after each profile
+
+Counts = np.ndarray
+
+
+def forecast_latency(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    runtime: str | Runtime = "onnxruntime",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LatencyForecast:
+    """Return the latency of ``model`` at any channel counts, learnt from profiles of it at one to three dozen.
+
+    Networks are profiled until those that come next are forecast within a few percent. Profiles are kept on disk for
+    each machine, runtime with its settings, version and network; what is there is not measured again, so a run that
+    was interrupted goes on. ``progress(done, most)`` is called after each of them.
+    """
+    on = Runtime.of(runtime, threads)
+    return learn(trace(model, example_inputs), model, example_inputs, on, progress)
+
+
+def learn(
+    graph: DependencyGraph,
+    model: nn.Module,
+    example_inputs: Any,
+    runtime: Runtime,
+    progress: Callable[[int, int], None] | None = None,
+    free: frozenset[int] | None = None,
+) -> LatencyForecast:
+    """Return the forecast for a graph that is there already; ``free`` are the positions of groups to be cut."""
+    args, kwargs = inputs_for(runtime, *normalize_inputs(example_inputs))
+    if free is None:
+        free = frozenset(i for i, g in enumerate(graph.groups) if g.frozen is None and g.primary)
+    with _Samples(graph, model, args, kwargs, runtime, free, progress) as samples:
+        samples.take(0)
+        for alignment in _FIRST:
+            samples.take(alignment)
+        forecast = LatencyForecast(graph, samples.scaled())
+        for _ in range(_ROUNDS):
+            errors = []
+            for alignment in _checked(forecast):
+                sample = samples.take(alignment)
+                errors.append(abs(forecast(sample.counts) / samples.scale(sample).profile.whole_ms - 1))
+            forecast = LatencyForecast(graph, samples.scaled(), errors)
+            if forecast.error <= _RIGHT:
+                break
+        samples.finished()
+    return forecast
+
+
+def _checked(forecast: LatencyForecast) -> list[int]:
+    """Alignments to look at next: most where choices will be made, at which the runtime is fast."""
+    fast = max(forecast.alignment.values(), default=1)
+    return [fast, min(2 * fast, 64), fast, max(fast // 2, 1)][:_ROUND]
+
+
+class _Samples:
+    """Networks that were profiled, each beside the whole one: a machine that slows down slows both."""
+
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        runtime: Runtime,
+        free: frozenset[int],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._graph, self._free, self._progress = graph, free, progress
+        self._setting = (runtime, model, args, kwargs)
+        self._cache = Cache.of(graph, (args, kwargs), runtime)
+        self._stack = ExitStack()
+        self._profile: Callable[[Counts], Profile] | None = None
+        self._whole: TimedCall | None = None
+        self._taken: list[Sample] = []
+        self._number: dict[int, int] = {}
+
+    def __enter__(self) -> _Samples:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stack.close()
+
+    def take(self, alignment: int) -> Sample:
+        """Profile the next network whose widths are multiples of the alignment; the whole one for 0."""
+        number = self._number[alignment] = self._number.get(alignment, -1) + 1
+        whole = alignment == 0
+        counts = (
+            self._graph.sizes()
+            if whole
+            else draw(self._graph, self._free, alignment, 100 * alignment + number)
+        )
+        profile = self._cache.get(counts)
+        if profile is None:
+            profile = self._profiled(counts)
+            self._cache.put(counts, profile)
+        sample = Sample(counts, profile, alignment or 64, whole)
+        self._taken.append(sample)
+        self._told(len(self._taken), 1 + len(_FIRST) + _ROUND * _ROUNDS)
+        return sample
+
+    def scale(self, sample: Sample) -> Sample:
+        """The sample as the machine would have taken it at its usual speed: that of the median sample."""
+        factor = self._usual() / sample.profile.reference_ms
+        kernels = tuple(Kernel(k.name, k.operation, k.shapes, k.ms * factor) for k in sample.profile.kernels)
+        whole = sample.profile.whole_ms * factor
+        return replace(sample, profile=Profile(kernels, whole, sample.profile.reference_ms * factor))
+
+    def scaled(self) -> list[Sample]:
+        """All samples, scaled."""
+        return [self.scale(sample) for sample in self._taken]
+
+    def finished(self) -> None:
+        """No more are needed."""
+        self._told(len(self._taken), len(self._taken))
+
+    def _told(self, done: int, most: int) -> None:
+        if self._progress is not None:
+            self._progress(done, most)
+
+    def _usual(self) -> float:
+        return float(np.median([sample.profile.reference_ms for sample in self._taken]))
+
+    def _profiled(self, counts: Counts) -> Profile:
+        if self._profile is None or self._whole is None:
+            runtime, model, args, kwargs = self._setting
+            self._profile = profiler(runtime, model, self._graph, self._free, args, kwargs)
+            self._whole = self._stack.enter_context(prepare(runtime, model_for(runtime, model), args, kwargs))
+            self._whole()
+        tries: list[tuple[float, Profile]] = []
+        while len(tries) < _TRIES and (not tries or tries[-1][0] > _STEADY):
+            before = [self._whole() for _ in range(_CALLS)]
+            profile = self._profile(counts)
+            after = [self._whole() for _ in range(_CALLS)]
+            drift = abs(float(np.log(np.median(after) / np.median(before))))
+            tries.append((drift, replace(profile, reference_ms=float(np.quantile(before + after, 0.25)))))
+        return min(tries, key=lambda one: one[0])[1]
