@@ -1,6 +1,6 @@
 """structprune: smaller PyTorch networks, proven to compute what was promised."""
 
-from structprune.budget import Budget
+from structprune.budget import Budget, Limit
 from structprune.changes import Change
 from structprune.empty_weights import empty_weights
 from structprune.engines import trace
@@ -33,7 +33,7 @@ from structprune.runtime_settings import Runtime
 from structprune.select import select
 from structprune.storage import load, load_plans, save
 from structprune.streaming import FilesReport, apply_plan_to_files
-from structprune.summary import KindCut
+from structprune.summary import KindCut, QuantityCut
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
 
@@ -56,11 +56,13 @@ __all__ = [
     "LatencyForecast",
     "LatencyReport",
     "Layer",
+    "Limit",
     "Measurement",
     "PlanError",
     "PruneReport",
     "PruneResult",
     "PruningPlan",
+    "QuantityCut",
     "Ratio",
     "Runtime",
     "StorageError",

@@ -24,7 +24,7 @@ from structprune.rewriting import rewrite
 from structprune.select import select
 from structprune.selection.contract import Prices
 from structprune.selectors import module_names
-from structprune.summary import KindCut, changes_of, cuts_by_kind, left_whole
+from structprune.summary import KindCut, QuantityCut, changes_of, cuts_by_kind, left_whole, quantity_cuts
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
 
@@ -37,7 +37,8 @@ class PruneReport:
 
     ``kinds`` says how much of each kind (heads, MLP widths, ...) stays; ``changes`` which statistics (norms, softmax,
     means) are taken over fewer channels than before; ``frozen`` names groups that could not be cut, with the reason:
-    also those that were asked for, but keep as many channels as one that was not.
+    also those that were asked for, but keep as many channels as one that was not. ``quantities`` are those of the
+    budget that are counted, before and after.
     """
 
     params_before: int
@@ -51,16 +52,18 @@ class PruneReport:
     unused: tuple[str, ...]
     verify: VerifyReport | None
     latency: LatencyReport | None = None
+    quantities: tuple[QuantityCut, ...] = ()
 
     def __str__(self) -> str:
         lines = [
             f"params {self.params_before:,} -> {self.params_after:,} ({self.params_after / self.params_before:.1%})",
             f"MACs   {self.macs_before:,} -> {self.macs_after:,} ({self.macs_after / max(self.macs_before, 1):.1%})",
+            *(str(cut) for cut in self.quantities if cut.quantity not in ("params", "macs")),
             f"{self.groups_cut} groups cut, {len(self.frozen)} left whole for a reason",
             str(self.verify) if self.verify else "not verified",
         ]
         if self.kinds:
-            lines.insert(3, "kept   " + "; ".join(map(str, self.kinds)))
+            lines.insert(-1, "kept   " + "; ".join(map(str, self.kinds)))
         if self.changes:
             lines.append(f"statistics over fewer channels: {told(self.changes)}")
         if self.latency:
@@ -111,9 +114,10 @@ def prune(
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
 
-    ``budget`` is a share of the original network's channels, params or MACs: of ``model``'s own, or, for a model
-    that was pruned before, of the one it began as. A budget of latency is met by measurement on its runtime, beside
-    ``model``; the kernels are profiled first, once for each network and machine, and ``progress(done, total)`` is
+    ``budget`` is a share of the original network's channels, params, MACs, peak memory or bytes, or several of these:
+    of ``model``'s own, or, for a model that was pruned before, of the one it began as. A budget of latency is met by
+    measurement on its runtime, beside ``model``; the kernels are profiled first, once for each network and machine, and
+    ``progress(done, total)`` is
     called after each profile. ``keep`` and ``only`` take layer or group names, globs, modules, and kinds:
     ``only="heads"``, ``keep=["residual", "mlp"]`` (`structprune.KINDS`). A layer or group of that very name comes
     first; ``"kind:mlp"`` is the kind all the same. ``seed`` is for ``criterion="random"``. ``verify=False`` skips the
@@ -196,4 +200,5 @@ def _report(
         unused=graph.unused,
         verify=proof,
         latency=timed,
+        quantities=() if plan.budget is None else quantity_cuts(graph, plan.budget, after),
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from structprune.budget import Budget
 from structprune.changes import Change
-from structprune.graph import ChannelGroup
+from structprune.graph import ChannelGroup, DependencyGraph
 from structprune.selection.units import Constraints, candidate_groups
 
-__all__ = ["KindCut", "changes_of", "cuts_by_kind", "left_whole"]
+__all__ = ["KindCut", "QuantityCut", "changes_of", "cuts_by_kind", "left_whole", "quantity_cuts"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,39 @@ class KindCut:
         return (
             f"{self.kind} {self.kept:,} of {self.channels:,} in {self.groups} group{'s' * (self.groups > 1)}"
         )
+
+
+@dataclass(frozen=True)
+class QuantityCut:
+    """One quantity that a budget bounds, of the network before the cut and after it; memory and files in bytes."""
+
+    quantity: str
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        unit = " bytes" if self.quantity in ("peak_memory", "file_size") else ""
+        share = self.after / max(self.before, 1)
+        return f"{self.quantity.replace('_', ' ')} {self.before:,} -> {self.after:,}{unit} ({share:.1%})"
+
+
+def quantity_cuts(graph: DependencyGraph, budget: Budget, counts: np.ndarray) -> tuple[QuantityCut, ...]:
+    """Return what became of each quantity of a budget that is counted when each group keeps ``counts``.
+
+    Channels are those of the groups that are cut by default, and of all that were cut.
+    """
+    found = []
+    sizes = graph.sizes()
+    counted = [
+        i for i, g in enumerate(graph.groups) if g.frozen is None and (g.primary or counts[i] < g.size)
+    ]
+    for limit in budget.limits:
+        if limit.quantity == "channels":
+            found.append(QuantityCut("channels", int(sizes[counted].sum()), int(counts[counted].sum())))
+        elif limit != budget.time:
+            prices = (round(graph.price(limit.quantity, one)) for one in (sizes, counts))
+            found.append(QuantityCut(limit.quantity, *prices))
+    return tuple(found)
 
 
 def cuts_by_kind(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> tuple[KindCut, ...]:

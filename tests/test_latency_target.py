@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +17,16 @@ from structprune.forecast.cache import Cache
 from structprune.forecast.sampling import draw
 from structprune.forecast.stairs import level
 from structprune.forecast.template import OnnxTemplate
-from structprune.runtimes import Kernel, Profile, register_profiler, register_runtime
 from structprune.runtimes.ort_kernels import profile_onnx
 from structprune.selection.knapsack import most_valuable
 from structprune.selection.units import Unit
-
-BLOCK = 8
-WASTE = 0.5  # milliseconds that a whole inference takes beside its kernels: what a forecast does not know
-
-
-def blocks(width: int) -> int:
-    return -(-width // BLOCK) * BLOCK
-
-
-def kernels(model: nn.Module) -> list[Kernel]:
-    found = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear):
-            into, out = layer.in_features, layer.out_features
-            slow = 1.0 if out % BLOCK == 0 and into % BLOCK == 0 else 2.0
-            ms = slow * (0.01 + 2e-5 * blocks(into) * blocks(out))
-            found.append(Kernel(name, "toy", ((1, into), (out, into), (1, out)), ms))
-    return found
-
-
-@register_profiler("toy")
-def toy_profile(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: sp.Runtime
-) -> Profile:
-    parts = kernels(model)
-    return Profile(tuple(parts), sum(part.ms for part in parts))
-
-
-@register_runtime("toy")
-@contextmanager
-def toy(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: sp.Runtime
-) -> Iterator[Any]:
-    yield lambda: sum(part.ms for part in kernels(model)) + WASTE
+from tests.toy_runtime import BLOCK, EXAMPLE, WASTE, kernels, mlp, toy_profile
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STRUCTPRUNE_CACHE", str(tmp_path))
     return tmp_path
-
-
-def mlp() -> nn.Module:
-    torch.manual_seed(0)
-    widths = (32, 200, 136, 256, 16)
-    layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
-
-
-EXAMPLE = torch.zeros(1, 32)
 
 
 def asked(share: float) -> sp.Budget:

@@ -12,8 +12,8 @@ NAMES = [
     # the way from a model to a smaller one, step by step and in one call
     "trace", "score", "select", "apply_plan", "verify", "prune", "rewrite",
     # what the steps pass on
-    "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "KINDS", "Layer", "PruningPlan",
-    "Change", "KindCut", "PruneReport", "PruneResult", "VerifyReport",
+    "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "KINDS", "Layer", "Limit", "PruningPlan",
+    "Change", "KindCut", "QuantityCut", "PruneReport", "PruneResult", "VerifyReport",
     # measuring
     "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "Runtime", "forecast_latency",
     "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",

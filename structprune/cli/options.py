@@ -16,6 +16,7 @@ __all__ = [
     "DebugOption",
     "DtypeOption",
     "EngineOption",
+    "FileSizeOption",
     "FolderOption",
     "InputOption",
     "JsonOption",
@@ -29,12 +30,14 @@ __all__ = [
     "OnnxOption",
     "OutOption",
     "ParamsOption",
+    "PeakMemoryOption",
     "ProviderOption",
     "RewriteOption",
     "RuntimeOption",
     "ScopeOption",
     "SeedOption",
     "ThreadsOption",
+    "ThroughputOption",
     "provider_options",
     "the_budget",
 ]
@@ -100,13 +103,23 @@ ChannelsOption = Annotated[
     float | None,
     typer.Option("--channels", metavar="SHARE", help="Keep this share of every group's channels."),
 ]
+PeakMemoryOption = Annotated[
+    float | None,
+    typer.Option("--peak-memory", metavar="SHARE", help="Keep at most this share of the activations' peak."),
+]
+FileSizeOption = Annotated[
+    float | None,
+    typer.Option("--file-size", metavar="SHARE", help="Keep at most this share of the weights' bytes."),
+]
 CriterionOption = Annotated[
     str, typer.Option("--criterion", help="A channel's importance: l1, l2, linf, bn_scale or random.")
 ]
 ScopeOption = Annotated[
     str | None,
     typer.Option(
-        "--scope", help="Rank per layer, global or isomorphic. Default: layer for --channels, else global."
+        "--scope",
+        help="Rank per layer, global or isomorphic, or value: the most importance for the price. Default: layer for "
+        "--channels, global for --params, --macs and --file-size, value for others and for several.",
     ),
 ]
 MultipleOption = Annotated[
@@ -126,6 +139,12 @@ LatencyMsOption = Annotated[
     float | None,
     typer.Option(
         "--latency-ms", metavar="MS", help="Take at most these milliseconds, measured on --runtime."
+    ),
+]
+ThroughputOption = Annotated[
+    float | None,
+    typer.Option(
+        "--throughput", metavar="N", help="Reach at least N samples per second, measured on --runtime."
     ),
 ]
 RuntimeOption = Annotated[
@@ -178,14 +197,10 @@ def provider_options(given: list[str] | None) -> dict[str, str]:
     return options
 
 
-def the_budget(runtime: sp.Runtime | None = None, **shares: float | None) -> sp.Budget:
-    """The one budget among the options that name one; raises InputError for none or several."""
-    given: dict[str, Any] = {quantity: share for quantity, share in shares.items() if share is not None}
-    if len(given) != 1:
-        named = [f"--{quantity.replace('_', '-')}" for quantity in shares]
-        got = (
-            ", ".join(f"--{quantity.replace('_', '-')} {share}" for quantity, share in given.items())
-            or "none"
-        )
-        raise sp.InputError(f"give exactly one of {', '.join(named[:-1])} and {named[-1]} (got {got})")
+def the_budget(runtime: sp.Runtime | None = None, **limits: float | None) -> sp.Budget:
+    """The budget of the options that are given; raises InputError for none, and for two that are timed."""
+    given: dict[str, Any] = {quantity: value for quantity, value in limits.items() if value is not None}
+    if not given:
+        named = [f"--{quantity.replace('_', '-')}" for quantity in limits]
+        raise sp.InputError(f"give at least one of {', '.join(named[:-1])} and {named[-1]}")
     return sp.Budget(**given, runtime=runtime or sp.Runtime())

@@ -15,6 +15,7 @@ from structprune.cli.options import (
     ChannelsOption,
     CriterionOption,
     DebugOption,
+    FileSizeOption,
     InputOption,
     JsonOption,
     KeepOption,
@@ -23,6 +24,7 @@ from structprune.cli.options import (
     MultipleOption,
     OnlyOption,
     ParamsOption,
+    PeakMemoryOption,
     ScopeOption,
     SeedOption,
     the_budget,
@@ -45,6 +47,8 @@ def plan(
     macs: MacsOption = None,
     params: ParamsOption = None,
     channels: ChannelsOption = None,
+    peak_memory: PeakMemoryOption = None,
+    file_size: FileSizeOption = None,
     criterion: CriterionOption = "l2",
     scope: ScopeOption = None,
     multiple_of: MultipleOption = None,
@@ -56,12 +60,15 @@ def plan(
 ) -> None:
     """Plan a cut without the network in memory: parameters are never made, weights are read from their files.
 
-    Give exactly one of --macs, --params and --channels. Nothing is proven here, since nothing is computed.
+    Give one or several of --macs, --params, --channels, --peak-memory and --file-size, all of which hold. Nothing is
+    proven here, since nothing is computed.
     """
     with session(as_json, debug) as out:
         require_writable(file=path)
         with out.steps(4) as step:
-            budget = the_budget(channels=channels, params=params, macs=macs)
+            budget = the_budget(
+                channels=channels, params=params, macs=macs, peak_memory=peak_memory, file_size=file_size
+            )
             step("building the model without its weights")
             empty = empty_model(model)
             example = sp.parse_inputs(inputs, seed)

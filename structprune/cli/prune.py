@@ -18,6 +18,7 @@ from structprune.cli.options import (
     DebugOption,
     DtypeOption,
     EngineOption,
+    FileSizeOption,
     InputOption,
     JsonOption,
     KeepOption,
@@ -30,12 +31,14 @@ from structprune.cli.options import (
     OnnxOption,
     OutOption,
     ParamsOption,
+    PeakMemoryOption,
     ProviderOption,
     RewriteOption,
     RuntimeOption,
     ScopeOption,
     SeedOption,
     ThreadsOption,
+    ThroughputOption,
     provider_options,
     the_budget,
 )
@@ -53,6 +56,9 @@ def prune(
     channels: ChannelsOption = None,
     latency: LatencyOption = None,
     latency_ms: LatencyMsOption = None,
+    throughput: ThroughputOption = None,
+    peak_memory: PeakMemoryOption = None,
+    file_size: FileSizeOption = None,
     runtime: RuntimeOption = "onnxruntime",
     threads: ThreadsOption = 1,
     batch: BatchOption = None,
@@ -78,8 +84,9 @@ def prune(
 ) -> None:
     """Prune a model to a budget, prove the result, and print it before and after.
 
-    Give exactly one of --macs, --params, --channels and --latency, a share in (0, 1] of the original network, or
-    --latency-ms. A latency is measured beside the network that is pruned.
+    Give one or several of --macs, --params, --channels, --peak-memory, --file-size and --latency, shares in (0, 1] of
+    the original network; or --latency-ms or --throughput in place of --latency. All of them hold in the result. A
+    latency is measured beside the network that is pruned.
     """
     with session(as_json, debug) as out:
         require_writable(out_folder, onnx)
@@ -91,6 +98,9 @@ def prune(
                 channels=channels,
                 latency=latency,
                 latency_ms=latency_ms,
+                throughput=throughput,
+                peak_memory=peak_memory,
+                file_size=file_size,
             )
             step("building the model")
             original = build_model(model, None, seed)
@@ -119,6 +129,7 @@ def prune(
             files = write_files(result.model, plans, example, out_folder, onnx)
         out.show(
             comparison_table(*sizes),
+            *map(str, result.report.quantities),
             _kept(result),
             _proof(result),
             *([] if result.report.latency is None else [str(result.report.latency)]),
@@ -160,6 +171,7 @@ def _document(
     return {
         "model": model,
         "budget": {limit.quantity: limit.value for limit in budget.limits},
+        "quantities": [asdict(cut) for cut in result.report.quantities],
         "latency": None if result.report.latency is None else latency_document(result.report.latency),
         "criterion": result.plan.criterion,
         "scope": result.plan.scope,
