@@ -25,6 +25,7 @@ from structprune.selection.units import Constraints, build_units, candidate_grou
 __all__ = ["select"]
 
 Scores = Mapping[str, NDArray[np.float64]]
+_FAINT = 1e-6  # of a group's mean: what a channel counts at least, whatever its score
 
 
 def select(
@@ -147,9 +148,25 @@ def _curves(
 
 
 def _weighted(graph: GraphLike, curves: Mapping[int, NDArray[np.float64]]) -> dict[int, NDArray[np.float64]]:
-    """The curves with each group worth what it governs: one head of three is more than one neuron of a thousand."""
+    """The curves under which the sum over groups stands for the harmonic mean of what each keeps of its importance,
+    weighted by the MACs that it governs: one head of three is more than one neuron of a thousand.
+
+    A network is a chain. A plain sum would empty some layers to leave others whole, and a geometric mean lets wide and
+    narrow layers take turns; under the harmonic one, layers of like channels at like prices keep the same share, and
+    only importance and the runtime's prices lead away from that.
+    """
     governed = graph.governed("macs")
-    return {position: curve * (governed[position] / len(curve)) for position, curve in curves.items()}
+    return {position: _in_series(curve) * governed[position] for position, curve in curves.items()}
+
+
+def _in_series(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much each channel, the best first, lowers the inverse of the share that is kept; the first counts as 1.
+
+    >>> _in_series(np.array([3.0, 2.0, 1.0])).round(3).tolist()  # 3, 5, 6 of 6 are kept: the inverses are 2, 1.2, 1
+    [1.0, 0.8, 0.2]
+    """
+    kept = np.cumsum(np.maximum(curve, _FAINT * (float(np.abs(curve).mean()) or 1.0)))
+    return np.concatenate([[1.0], -np.diff(kept[-1] / kept)])
 
 
 def _best_first(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The scripts around the library: the export tool, and the latency benchmark on a network of seconds."""
+"""The scripts around the library: the export tool, and benchmarks on networks of seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import structprune as sp
-from benchmarks import coverage, full_size, latency, streaming
+from benchmarks import coverage, full_size, streaming
 from benchmarks.coverage_worker import judged
 from benchmarks.environment import environment
 from structprune.plan import GroupPlan, PruningPlan
@@ -32,11 +32,6 @@ from torch import nn
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-
-def conv():
-    torch.manual_seed(0)
-    stem = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
-    return nn.Sequential(*stem, nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 5))
 
 number = 3
 
@@ -165,36 +160,6 @@ def test_the_environment_is_plain_data() -> None:
     assert found["threads"]["inference"] == 3
     assert found["packages"]["torch"] == torch.__version__
     assert found["cores"] >= 1
-
-
-@pytest.mark.parametrize("remaining", [120, 700, 2000])
-def test_the_sparse_twin_has_as_many_weights_as_asked(factories: str, remaining: int) -> None:
-    model = importlib.import_module(factories).conv()
-    sparse = latency._sparse(model, remaining)
-    assert remaining <= sp.nonzeros(sparse) <= remaining + 3  # rounded in each of three layers
-    assert sp.nonzeros(model) > remaining
-
-
-def test_the_latency_benchmark_end_to_end(
-    tmp_path: Path, factories: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "runs" / "latency.json"
-    options = ["--network", f"{factories}:conv", "--input", "1x3x8x8", "--batch", "2", "--repeats", "3"]
-    options += ["--min-time", "0"]
-    assert latency.main([*options, "--out", str(out)]) == 0
-    document = json.loads(out.read_text())
-    rows = document["rows"]
-    assert {row["runtime"] for row in rows} == {"torch", "onnxruntime"}
-    assert [row["model"] for row in rows[:4]] == ["dense", "dense again", "structured", "unstructured"]
-    dense, again, structured, sparse = rows[:4]
-    assert dense["ratio"] == 1.0
-    assert again["macs"] == dense["macs"] == sparse["macs"]
-    assert structured["macs"] <= 0.5 * dense["macs"]
-    assert 0 <= sparse["nonzeros"] - structured["nonzeros"] <= 3
-    assert len(dense["times_ms"]) == len(sparse["times_ms"]) >= 3
-    assert dense["batch"] == 2
-    assert document["environment"]["threads"]["inference"] == 1
-    assert "unstructured" in capsys.readouterr().out
 
 
 def test_a_network_of_full_size_is_priced_as_it_is_counted() -> None:
