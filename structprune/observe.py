@@ -207,9 +207,10 @@ class Twin:
             if not isinstance(tensor, nn.Parameter):
                 return tensor.detach().clone()
             wanted = gradients and (tensor.is_floating_point() or tensor.is_complex())
-            return nn.Parameter(tensor.detach(), requires_grad=wanted)
+            return nn.Parameter(_ordinary(tensor.detach()), requires_grad=wanted)
 
-        self.module, named = structural_clone(model, replace)
+        with torch.inference_mode(False):
+            self.module, named = structural_clone(model, replace)
         self.module.eval()
         self.gradients = gradients
         self.parameters = {name: t for name, t in named.items() if isinstance(t, nn.Parameter)}
@@ -218,9 +219,7 @@ class Twin:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Return the forward's result; no random number of the process is used up."""
-        if len(self.devices) == 1:
-            device = next(iter(self.devices))
-            args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(device))
+        args, kwargs = self.admitted((args, kwargs))
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(self.gradients),
@@ -230,14 +229,23 @@ class Twin:
 
     def watch(self, each: Callable[[Use], None], *args: Any, **kwargs: Any) -> Any:
         """Return the forward's result, having called ``each`` for every product with a parameter, in their order."""
-        if len(self.devices) == 1:
-            device = next(iter(self.devices))
-            args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(device))
+        args, kwargs = self.admitted((args, kwargs))
         watcher = _Watcher(self.parameters, each, self.unread)
         for tensor in tensors_in((args, kwargs)):
             watcher.live[tensor] = True
         with _open_kernels(self.module), watcher:
             return self.run(*args, **kwargs)
+
+    def admitted(self, tree: Any) -> Any:
+        """The same tree with its tensors where the parameters are, if these are all in one place."""
+        device = next(iter(self.devices)) if len(self.devices) == 1 else None
+        with torch.inference_mode(False):
+            return map_tensors(tree, lambda t: _ordinary(t if device is None else t.to(device)))
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made in inference mode: no gradient passes through such."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 @contextlib.contextmanager
@@ -289,6 +297,10 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.roots: dict[int, list[_Root]] = {}
         for name, parameter in parameters.items():
             self._root(name, parameter)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in here, and the guard would import the compiler
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

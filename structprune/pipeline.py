@@ -14,8 +14,7 @@ from structprune.changes import Change, told
 from structprune.engines import trace
 from structprune.errors import InputError
 from structprune.graph import DependencyGraph
-from structprune.importance import score
-from structprune.importance.scoring import Criterion
+from structprune.importance import Criterion, Loss, score
 from structprune.inputs import normalize_inputs
 from structprune.latency_target import LatencyReport, reach
 from structprune.outputs import Outputs
@@ -96,6 +95,8 @@ def prune(
     budget: Budget,
     criterion: str | Criterion = "l2",
     *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     scope: str | None = None,
     multiple_of: int | None = None,
     min_channels: int | dict[str, int] = 1,
@@ -120,7 +121,8 @@ def prune(
     ``progress(done, total)`` is
     called after each profile. ``keep`` and ``only`` take layer or group names, globs, modules, and kinds:
     ``only="heads"``, ``keep=["residual", "mlp"]`` (`structprune.KINDS`). A layer or group of that very name comes
-    first; ``"kind:mlp"`` is the kind all the same. ``seed`` is for ``criterion="random"``. ``verify=False`` skips the
+    first; ``"kind:mlp"`` is the kind all the same. ``data`` and ``loss`` are what criteria from data are worked out
+    on (see `score`); ``seed`` is for those that draw, "random" and "hessian". ``verify=False`` skips the
     proof; with ``inplace=True`` the model itself is cut, once the proof holds. Each head and each group of a
     convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in all. ``engine``,
     ``engine_options`` and ``outputs`` (the parts of the forward's result that count, such as "logits") are those of
@@ -146,7 +148,7 @@ def prune(
     if graph.unused:
         warnings.warn(_unused(graph.unused), stacklevel=2)
     options: dict[str, Any] = {} if seed is None else {"seed": seed}
-    scores = score(model, graph, criterion, **options)
+    scores = score(model, graph, criterion, data=data, loss=loss, **options)
 
     def choose(prices: Prices | None) -> PruningPlan:
         return select(

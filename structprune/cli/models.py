@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +22,7 @@ from torch import nn
 import structprune as sp
 from structprune.errors import InputError
 
-__all__ = ["build_model", "import_module", "model_factory"]
+__all__ = ["build_data", "build_loss", "build_model", "import_module", "model_factory"]
 
 _HINT = "name a model as package.module:factory or path/to/file.py:factory"
 
@@ -72,14 +72,38 @@ def model_factory(name: str) -> Callable[[], nn.Module]:
     return factory
 
 
-def _lookup(name: str) -> Any:
+def build_data(name: str | None) -> Iterable[Any] | None:
+    """The batches that `name` stands for: an iterable, or what a function without arguments returns; None for None.
+
+    Raises InputError where it is not found, fails, or is nothing to go through.
+    """
+    found = None if name is None else _lookup(name, "--data")
+    if callable(found) and not isinstance(found, Iterable):
+        try:
+            found = found()
+        except Exception as error:
+            raise InputError(f"{name}() failed{_where(error)}: {type(error).__name__}: {error}") from error
+    if found is not None and not isinstance(found, Iterable):
+        raise InputError(f"{name}: expected an iterable of batches, or a function that returns one, got {found!r}")
+    return found
+
+
+def build_loss(name: str | None) -> Callable[..., Any] | None:
+    """The function of (output, target) that `name` stands for; None for None. Raises InputError for anything else."""
+    found = None if name is None else _lookup(name, "--loss")
+    if found is not None and not callable(found):
+        raise InputError(f"{name}: expected a function of (output, target), got {type(found).__name__}")
+    return found
+
+
+def _lookup(name: str, what: str = "model") -> Any:
     module_name, separator, attribute = name.rpartition(":")
     if not separator or not module_name or not attribute:
-        raise InputError(f"model {name!r} has no factory: {_HINT}")
+        raise InputError(f"{what} {name!r} has no factory: {_HINT}")
     found: Any = import_module(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise InputError(f"model {name!r}: {module_name} has no {attribute!r}{_near(found, part)}")
+            raise InputError(f"{what} {name!r}: {module_name} has no {attribute!r}{_near(found, part)}")
         found = getattr(found, part)
     return found
 

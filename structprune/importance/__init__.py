@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+from structprune.importance.calibration import Batch, Calibration, Loss, Sums
 from structprune.importance.chance import random
-from structprune.importance.groups import GroupTensors, MemberTensor
+from structprune.importance.gradients import fisher, hessian, taylor
+from structprune.importance.groups import Combination, GroupTensors, MemberTensor
+from structprune.importance.inputs import wanda
 from structprune.importance.magnitude import l1, l2, linf
-from structprune.importance.reductions import Reduction, abs_max, abs_sum, square_sum
+from structprune.importance.reconstruction import obs
+from structprune.importance.reductions import Reduction, abs_max, abs_sum, plain_sum, square_sum
+from structprune.importance.redundancy import fpgm, lamp
+from structprune.importance.registry import CRITERIA, Collector, Criterion, Needs, criterion, needs_of, options_of
 from structprune.importance.scaling import bn_scale
-from structprune.importance.scoring import CRITERIA, Criterion, score
+from structprune.importance.scoring import score
 
 __all__ = [
     "CRITERIA",
+    "Batch",
+    "Calibration",
+    "Collector",
+    "Combination",
     "Criterion",
     "GroupTensors",
+    "Loss",
     "MemberTensor",
+    "Needs",
     "Reduction",
+    "Sums",
     "abs_max",
     "abs_sum",
     "bn_scale",
+    "criterion",
+    "fisher",
+    "fpgm",
+    "hessian",
     "l1",
     "l2",
+    "lamp",
     "linf",
+    "needs_of",
+    "obs",
+    "options_of",
+    "plain_sum",
     "random",
     "score",
     "square_sum",
+    "taylor",
+    "wanda",
 ]

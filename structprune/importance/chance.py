@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structprune.importance.groups import GroupTensors
+from structprune.importance.registry import criterion
 
 __all__ = ["random"]
 
 
+@criterion()
 def random(group: GroupTensors, *, seed: int = 0) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) that depend on `seed` and the group's name alone: float64 `shape`.
 

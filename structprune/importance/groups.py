@@ -2,14 +2,18 @@
 
 A criterion is a function of one `GroupTensors`, returning one number per channel. Most need no loop:
 
-    def products(tensor, dims):
-        return abs_sum(tensor * tensor.grad, dims)
+    def l1(group):
+        return group.total(abs_sum)  # |weight| of everything that leaves with the channel
 
+    def products(weight, gradient):
+        return weight * gradient
+
+    @criterion(mean_gradients)  # a statistic of the data: for each parameter a tensor of its shape
     def taylor(group):
-        return group.total(products)  # |weight x gradient| of everything that leaves with the channel
+        return group.total(abs_sum, of=products)
 
 A reduction's result is shared, under the function's identity, between the groups that a tensor belongs to:
-every weight is read once. So define reductions outside the criterion, not as a lambda within.
+every weight is read once. So define reductions, and what they are `of`, outside the criterion, not as a lambda within.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,9 +32,19 @@ from numpy.typing import NDArray
 from structprune.errors import InputError
 from structprune.importance.reductions import Reduction
 
-__all__ = ["GraphLike", "GroupLike", "GroupTensors", "MemberLike", "MemberTensor", "group_tensors"]
+__all__ = [
+    "Combination",
+    "GraphLike",
+    "GroupLike",
+    "GroupTensors",
+    "MemberLike",
+    "MemberTensor",
+    "group_tensors",
+]
 
 _Index = NDArray[np.int64]
+Combination = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""`combination(weight, statistic)`: one number for each of a parameter's, of its shape."""
 _Facts = tuple[Callable[[], torch.Tensor], tuple[int, ...], torch.nn.Module | None, bool]
 
 
@@ -103,21 +117,32 @@ class _Shared:
 
     dims: dict[str, set[int]] = field(default_factory=dict)
     groups: list[GroupTensors] = field(default_factory=list)
-    reduced: dict[tuple[object, str, tuple[int, ...]], dict[int, NDArray[np.float64]]] = field(
+    reduced: dict[tuple[object, object, str, tuple[int, ...]], dict[int, NDArray[np.float64]]] = field(
         default_factory=dict
     )
+    statistics: dict[str, Any] = field(default_factory=dict)
     spoken: dict[int, tuple[_Index, _Index, _Index]] = field(default_factory=dict)
 
-    def reduce(self, member: MemberTensor, reduction: Reduction) -> NDArray[np.float64]:
+    def reduce(
+        self, member: MemberTensor, reduction: Reduction, of: Combination | None
+    ) -> NDArray[np.float64]:
         """The reduction of the member's tensor along its dim; the dims that others cut are done with it."""
-        key = (reduction, member.name, member.together)
+        key = (reduction, of, member.name, member.together)
         if key not in self.reduced:
             dims = [member.dim] if member.together else sorted(self.dims[member.name])
-            vectors = reduction(member.tensor, dims)
+            vectors = reduction(self.values(member, of), dims)
             self.reduced[key] = {
                 dim: vector.detach().double().cpu().numpy() for dim, vector in zip(dims, vectors, strict=True)
             }
         return self.reduced[key][member.dim]
+
+    def values(self, member: MemberTensor, of: Combination | None) -> torch.Tensor:
+        if of is None:
+            return member.tensor
+        weight, statistic = member.tensor.detach(), self.statistics.get(member.name)
+        if statistic is None:
+            return torch.zeros_like(weight)  # nothing that was collected reached it
+        return of(weight, _in_front(statistic, member.together) if member.together else statistic)
 
     def positions(self, index: _Index) -> tuple[_Index, _Index]:
         """Where the group has a say, and for which channel; done once for an array that members share."""
@@ -152,11 +177,31 @@ class GroupTensors:
         """The members that are parameters."""
         return tuple(member for member in self.members if member.is_parameter)
 
+    @property
+    def consumers(self) -> tuple[MemberTensor, ...]:
+        """The parameters that contract the channels away."""
+        return tuple(member for member in self.parameters if member.role == "in")
+
+    @property
+    def statistics(self) -> Mapping[str, Any]:
+        """What was collected from the data, by the parameter's name."""
+        return MappingProxyType(self.shared.statistics)
+
+    def values(self, member: MemberTensor, of: Combination | None = None) -> torch.Tensor:
+        """The member's tensor, or what `of` makes of it and its statistic."""
+        return self.shared.values(member, of)
+
     def total(
-        self, reduction: Reduction, members: Iterable[MemberTensor] | None = None
+        self,
+        reduction: Reduction,
+        members: Iterable[MemberTensor] | None = None,
+        of: Combination | None = None,
     ) -> NDArray[np.float64]:
-        """The sum per channel of a reduction over the members (default: the parameters), float64 `shape`."""
-        channels, values = self._gather(reduction, members)
+        """The sum per channel of a reduction over the members (default: the parameters), float64 `shape`.
+
+        It is a reduction of the tensors themselves, or of what `of` makes of them and their statistics.
+        """
+        channels, values = self._gather(reduction, members, of)
         total = np.bincount(channels, weights=values, minlength=math.prod(self.shape))
         return total.astype(np.float64, copy=False).reshape(self.shape)
 
@@ -164,21 +209,21 @@ class GroupTensors:
         self, reduction: Reduction, members: Iterable[MemberTensor] | None = None
     ) -> NDArray[np.float64]:
         """The maximum per channel of a reduction over the members (default: the parameters), float64 `shape`."""
-        channels, values = self._gather(reduction, members)
+        channels, values = self._gather(reduction, members, None)
         largest = np.zeros(math.prod(self.shape), dtype=np.float64)
         with np.errstate(invalid="ignore"):  # NaN stays NaN, and is reported with its tensor's name
             np.maximum.at(largest, channels, values)
         return largest.reshape(self.shape)
 
     def _gather(
-        self, reduction: Reduction, members: Iterable[MemberTensor] | None
+        self, reduction: Reduction, members: Iterable[MemberTensor] | None, of: Combination | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """All positions of all members at which the group has a say, in a row: the channel and the value."""
         channels, values = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.float64)]
         for member in self.parameters if members is None else members:
             where, channel = self.shared.positions(member.index)
             channels.append(channel)
-            values.append(self.shared.reduce(member, reduction)[where])
+            values.append(self.shared.reduce(member, reduction, of)[where])
         return np.concatenate(channels), np.concatenate(values)
 
 
@@ -276,12 +321,12 @@ def _by_row(member: MemberLike, size: int, rank: int) -> tuple[tuple[int, ...], 
 def _flattened(values: Callable[[], torch.Tensor], dims: Sequence[int]) -> torch.Tensor:
     """The tensor with `dims` in one, in front, and so its gradient."""
     tensor = values()
-    rest = [dim for dim in range(tensor.dim()) if dim not in dims]
-
-    def view(whole: torch.Tensor) -> torch.Tensor:
-        return whole.detach().permute(*dims, *rest).flatten(0, len(dims) - 1)
-
-    flat = view(tensor)
+    flat = _in_front(tensor, dims)
     if tensor.grad is not None:
-        flat.grad = view(tensor.grad)
+        flat.grad = _in_front(tensor.grad, dims)
     return flat
+
+
+def _in_front(tensor: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    rest = [dim for dim in range(tensor.dim()) if dim not in dims]
+    return tensor.detach().permute(*dims, *rest).flatten(0, len(dims) - 1)

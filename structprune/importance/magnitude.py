@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 
 from structprune.importance.groups import GroupTensors
 from structprune.importance.reductions import abs_max, abs_sum, square_sum
+from structprune.importance.registry import criterion
 
 __all__ = ["l1", "l2", "linf"]
 
 
+@criterion()
 def l1(group: GroupTensors) -> NDArray[np.float64]:
     """The sum of absolute values of all parameters of each channel: float64 [size].
 
@@ -21,6 +23,7 @@ def l1(group: GroupTensors) -> NDArray[np.float64]:
     return group.total(abs_sum)
 
 
+@criterion()
 def l2(group: GroupTensors) -> NDArray[np.float64]:
     """The Euclidean norm of all parameters of each channel: float64 [size].
 
@@ -30,6 +33,7 @@ def l2(group: GroupTensors) -> NDArray[np.float64]:
     return np.sqrt(group.total(square_sum))
 
 
+@criterion()
 def linf(group: GroupTensors) -> NDArray[np.float64]:
     """The largest absolute value among all parameters of each channel: float64 [size].
 

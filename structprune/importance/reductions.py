@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-__all__ = ["Reduction", "abs_max", "abs_sum", "square_sum"]
+__all__ = ["Reduction", "abs_max", "abs_sum", "plain_sum", "square_sum"]
 
 Reduction = Callable[[torch.Tensor, Sequence[int]], Sequence[torch.Tensor]]
 """`reduction(tensor, dims)`: for each dim one vector [tensor.shape[dim]], the other dims reduced away."""
@@ -28,6 +28,11 @@ def square_sum(tensor: torch.Tensor, dims: Sequence[int]) -> list[torch.Tensor]:
     [tensor([ 5., 25.], dtype=torch.float64), tensor([10., 20.], dtype=torch.float64)]
     """
     return _sums(tensor, dims, torch.square)
+
+
+def plain_sum(tensor: torch.Tensor, dims: Sequence[int]) -> list[torch.Tensor]:
+    """The sum of each slice along each of `dims`, signs and all: float64 vectors [tensor.shape[dim]]."""
+    return _sums(tensor, dims, torch.clone)
 
 
 def abs_sum(tensor: torch.Tensor, dims: Sequence[int]) -> list[torch.Tensor]:

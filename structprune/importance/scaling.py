@@ -11,6 +11,7 @@ from structprune.errors import InputError
 from structprune.importance.groups import GroupTensors, MemberTensor
 from structprune.importance.magnitude import l2
 from structprune.importance.reductions import abs_sum
+from structprune.importance.registry import criterion
 
 __all__ = ["bn_scale"]
 
@@ -22,6 +23,7 @@ _NORMS: tuple[type[nn.Module], ...] = (
 )
 
 
+@criterion()
 def bn_scale(group: GroupTensors) -> NDArray[np.float64]:
     """The sum of |scale| over the normalisation layers of each channel: float64 [size].
 

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from structprune.checkpoint import open_checkpoint
 from structprune.errors import InputError
-from structprune.importance.chance import random
+from structprune.importance.calibration import Calibration, Loss, cross_entropy
 from structprune.importance.groups import GraphLike, GroupTensors, group_tensors
-from structprune.importance.magnitude import l1, l2, linf
-from structprune.importance.scaling import bn_scale
+from structprune.importance.registry import CRITERIA, Criterion, Needs, needs_of, options_of
 from structprune.tensors import named_tensors
 
-__all__ = ["CRITERIA", "Criterion", "score"]
-
-Criterion = Callable[..., ArrayLike | torch.Tensor]
-"""`criterion(group: GroupTensors, **options)` -> one number per channel, higher is more important."""
-
-CRITERIA: MappingProxyType[str, Criterion] = MappingProxyType(
-    {criterion.__name__: criterion for criterion in (l1, l2, linf, bn_scale, random)}
-)
+__all__ = ["score"]
 
 
 def score(
@@ -36,27 +27,43 @@ def score(
     graph: GraphLike,
     criterion: str | Criterion = "l2",
     *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     weights: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> dict[str, NDArray[np.float64]]:
     """The importance of every channel of every free group: {group name: float64 [size]}, higher is more
     important. A group that may keep its own channels in each channel of others has [rows, size].
 
-    `criterion` is a name (l1, l2, linf, bn_scale, random) or a function of one `GroupTensors` that returns
-    one number per channel; `options` are passed on to it (`score(model, graph, "random", seed=1)`). The model
-    is only read. `weights` names safetensors files (a folder, a file or an index) to take the values from
-    instead, one tensor at a time: the model may then lie on the meta device and the files be larger than
-    memory.
+    `criterion` is a name or a function of one `GroupTensors` that returns one number per channel; `options` are
+    passed on to it (`score(model, graph, "random", seed=1)`). l1, l2, linf, bn_scale, fpgm, lamp and random read the
+    weights alone. wanda and obs also take `data`, an iterable of inputs or of pairs (inputs, target); taylor, fisher
+    and hessian take pairs, and `loss(output, target)`, a mean over the batch (default: cross entropy of logits and
+    integer classes). The data are gone through once, in eval mode; where several processes run, each brings its own,
+    and all get the scores of all of it. The others pass data over. The model is only read. `weights` names safetensors
+    files (a folder, a file or an index) to take the values from instead, one tensor at a time: the model may then lie
+    on the meta device and the files be larger than memory.
 
-    Raises InputError for an unknown name or option, weights of another model, scores of the wrong shape, and
-    scores that are not finite; StorageError for files that are missing or damaged.
+    Raises InputError for an unknown name or option, data or labels that are missing or do not fit, weights of another
+    model, scores of the wrong shape, and scores that are not finite; StorageError for files that are missing or
+    damaged.
     """
-    function = _criterion(criterion, options)
+    function = _criterion(criterion)
+    needs = needs_of(function)
+    if needs is None:
+        options.update(_own_data(function, data, loss))
+    ours, theirs = _divided(function, options)
+    if needs is not None:
+        _require_data(function, needs, data, weights)
     tensors = named_tensors(model)
     stored = {} if weights is None else _stored(model, tensors, weights)
     groups = group_tensors(model, graph, tensors, stored)
+    if needs is not None and groups:
+        calibration = Calibration(model, groups, data or (), loss or cross_entropy, needs.labels)
+        with torch.inference_mode(False):
+            groups[0].shared.statistics.update(needs.collect(calibration, **theirs))
     with torch.no_grad():
-        return {group.name: _checked(group, _call(function, group, options)) for group in groups}
+        return {group.name: _checked(group, _call(function, group, ours)) for group in groups}
 
 
 def _stored(
@@ -78,21 +85,57 @@ def _stored(
     return found
 
 
-def _criterion(criterion: str | Criterion, options: dict[str, Any]) -> Criterion:
-    if not callable(criterion):
-        if criterion not in CRITERIA:
-            raise InputError(
-                f"unknown criterion {criterion!r}: use one of {', '.join(CRITERIA)}, or a function"
-            )
-        criterion = CRITERIA[criterion]
-    try:
-        inspect.signature(criterion).bind(None, **options)
-    except TypeError as error:
-        name = getattr(criterion, "__name__", type(criterion).__name__)
+def _criterion(criterion: str | Criterion) -> Criterion:
+    if callable(criterion):
+        return criterion
+    if criterion not in CRITERIA:
         raise InputError(
-            f"criterion {name!r} cannot be called with one group and {options}: {error}"
+            f"unknown criterion {criterion!r}: use one of {', '.join(sorted(CRITERIA))}, or a function"
+        )
+    return CRITERIA[criterion]
+
+
+def _own_data(function: Criterion, data: object, loss: object) -> dict[str, Any]:
+    """What a criterion that collects nothing beforehand asks for itself, as options of these names."""
+    asked, _ = options_of(function)
+    return {n: v for n, v in (("data", data), ("loss", loss)) if v is not None and n in asked}
+
+
+def _divided(function: Criterion, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the criterion and those of what it collects; raises InputError for one that neither has."""
+    _, known = options_of(function)
+    theirs = {name: value for name, value in options.items() if name in known}
+    ours = {name: value for name, value in options.items() if name not in known}
+    try:
+        inspect.signature(function).bind(None, **ours)
+    except TypeError as error:
+        raise InputError(
+            f"criterion {_name(function)!r} cannot be called with one group and {ours}: {error}"
         ) from None
-    return criterion
+    return ours, theirs
+
+
+def _require_data(function: Criterion, needs: Needs, data: object, weights: object) -> None:
+    name = _name(function)
+    if weights is not None:
+        raise InputError(f"criterion {name!r} runs the model: load the weights into it, instead of weights=")
+    if data is None:
+        asking = {
+            name: found.labels
+            for name, one in sorted(CRITERIA.items())
+            if (found := needs_of(one)) is not None
+        }
+        plain = ", ".join(name for name, labels in asking.items() if not labels)
+        labelled = ", ".join(name for name, labels in asking.items() if labels)
+        wanted = "pairs (inputs, target)" if needs.labels else "inputs, or pairs (inputs, target)"
+        raise InputError(
+            f"criterion {name!r} is worked out on data: give data=, an iterable of {wanted}. Inputs are needed by "
+            f"{plain}; inputs and targets by {labelled}; the others read the weights alone"
+        )
+
+
+def _name(function: Criterion) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _call(function: Criterion, group: GroupTensors, options: dict[str, Any]) -> NDArray[np.float64]:

@@ -1,0 +1,192 @@
+"""The data that a criterion is worked out on: batches, samples, losses, and sums over all of them and all processes.
+
+Every statistic is a sum over samples, so it is the same whatever the batches and however many processes share them;
+what is kept is the sum alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from structprune.errors import InputError
+from structprune.importance.groups import GroupTensors
+from structprune.inputs import batch_size, map_tensors, normalize_inputs
+from structprune.observe import Twin
+from structprune.outputs import output_tensors
+
+__all__ = ["Batch", "Calibration", "Loss", "Sums", "cross_entropy", "processes"]
+
+Loss = Callable[[Any, Any], Tensor]
+"""`loss(output, target)` -> one number, the mean over the batch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step of the data: the arguments of forward, the target (None where there is none), how many samples."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any
+    size: int
+
+    def samples(self) -> Iterator[Batch]:
+        """Yield the samples one by one: what has the batch's size in dim 0 is taken apart there."""
+        for number in range(self.size):
+
+            def one(tensor: Tensor, number: int = number) -> Tensor:
+                whole = tensor.ndim and tensor.shape[0] == self.size
+                return tensor[number : number + 1] if whole else tensor
+
+            args, kwargs, target = map_tensors((self.args, self.kwargs, self.target), one)
+            yield Batch(args, kwargs, target, 1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A model, the groups that are scored, and the data, which are gone through once."""
+
+    model: nn.Module
+    groups: tuple[GroupTensors, ...]
+    data: Iterable[Any]
+    loss: Loss
+    labels: bool  #: whether a target is asked for
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the parameters that a channel of some group takes along."""
+        return tuple(dict.fromkeys(m.name for group in self.groups for m in group.parameters))
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """The names of the parameters in which some group's channels are contracted away."""
+        return tuple(dict.fromkeys(m.name for group in self.groups for m in group.consumers))
+
+    def __iter__(self) -> Iterator[Batch]:
+        signature = inspect.signature(self.model.forward)
+        empty = True
+        for number, item in enumerate(self.data):
+            batch = _batch(item)
+            if self.labels and batch.target is None and self.loss is cross_entropy:
+                raise InputError(
+                    f"batch {number} of data has no target, and this criterion needs the loss: give pairs (inputs, "
+                    "target), or loss=, a function of (output, None)"
+                )
+            try:
+                signature.bind(*batch.args, **batch.kwargs)
+            except TypeError as error:
+                raise InputError(
+                    f"batch {number} of data does not fit the model's forward: {error}. A pair is (inputs, target): "
+                    "two positional arguments without a target are written ((a, b), None)"
+                ) from None
+            if batch.size:
+                empty = False
+                yield batch
+        if empty and processes() == 1:
+            raise InputError("data gives no sample: it is empty, or an iterator that was read to its end")
+
+    def loss_of(self, twin: Twin, batch: Batch) -> Tensor:
+        """The loss of a batch, ready for differentiation; raises InputError where it is not one finite number."""
+        with torch.inference_mode(False), torch.enable_grad():
+            value = self.loss(twin.run(*batch.args, **batch.kwargs), twin.admitted(batch.target))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise InputError(f"loss must return one number, the mean over the batch; got {_told(value)}")
+        if not math.isfinite(value.item()):
+            raise InputError(f"the loss on data is {value.item()}: check the data and the model's weights")
+        if not value.requires_grad:
+            raise InputError("the loss does not depend on the model's parameters: check loss=")
+        return value.reshape(())
+
+
+class Sums:
+    """Sums of tensors of the parameters' shapes, in float32 at least, and the number of samples."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.count = 0
+        self.totals = {name: torch.zeros_like(p, dtype=_wide(p.dtype)) for name, p in parameters.items()}
+
+    def add(self, values: Mapping[str, Tensor | None], samples: int, count: bool = True) -> None:
+        """Add values that are means over `samples`, which are counted unless they were before; None adds nothing."""
+        self.count += samples if count else 0
+        for name, value in values.items():
+            if value is not None:
+                self.totals[name].add_(value.detach(), alpha=samples)
+
+    def means(self) -> dict[str, Tensor]:
+        """The means over all samples of all processes."""
+        count = everywhere(self.count, next(iter(self.totals.values()), torch.zeros(1)).device)
+        for total in self.totals.values():
+            summed(total).div_(max(count, 1))
+        return self.totals
+
+
+def processes() -> int:
+    """How many processes share the data: those of torch.distributed's group, which accelerate makes as well.
+
+    Raises InputError where several were started and have not met yet.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"{os.environ['WORLD_SIZE']} processes were started, and have no process group: make an "
+            "accelerate.Accelerator() or call torch.distributed.init_process_group() before scoring from data"
+        )
+    return 1
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The tensor, in place the sum of those of all processes."""
+    if processes() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def everywhere(count: int, device: torch.device) -> int:
+    """The sum of a number over all processes."""
+    return int(summed(torch.tensor(count, device=device))) if processes() > 1 else count
+
+
+def cross_entropy(output: Any, target: Any) -> Tensor:
+    """The mean cross entropy of logits `[n, classes, ...]` (or `[..., classes]`) and integer classes `[n, ...]`.
+
+    Raises InputError for any other output or target, for which there has to be a loss of its own.
+    """
+    logits = [tensor for tensor in output_tensors(output) if tensor.is_floating_point()]
+    fits = len(logits) == 1 and isinstance(target, Tensor) and not target.is_floating_point()
+    if fits and target.shape == logits[0].shape[:1] + logits[0].shape[2:]:
+        return F.cross_entropy(logits[0], target.long())
+    if fits and target.shape == logits[0].shape[:-1]:
+        return F.cross_entropy(logits[0].flatten(0, -2), target.long().flatten())
+    raise InputError(
+        f"without loss= the model must return one tensor of logits and the target be integer classes; got "
+        f"{_told(output)} and {_told(target)}: give loss=, a function of (output, target)"
+    )
+
+
+def _batch(item: Any) -> Batch:
+    pair = isinstance(item, tuple | list) and not hasattr(item, "_fields") and len(item) == 2
+    inputs, target = item if pair else (item, None)
+    if isinstance(inputs, list):
+        inputs = tuple(inputs)
+    args, kwargs = normalize_inputs(inputs)
+    return Batch(args, kwargs, target, batch_size((args, kwargs)))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {value.dtype}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
