@@ -248,6 +248,43 @@ def test_a_plan_by_magnitude_needs_the_weights(models: str) -> None:
     assert call("apply", "absent.json", "a", "b").exit_code == ExitCode.USAGE
 
 
+def test_a_criterion_is_worked_out_on_data(models: str) -> None:
+    Path("feed.py").write_text(FEED)
+    asked = ("prune", f"{models}:mlp", "-i", "1x6", "--channels", "0.5", "--criterion", "taylor")
+    found = document(call(*asked, "--data", "feed.py:batches", "--json"))
+    assert found["criterion"] == "taylor"
+    assert found["proof"] is not None
+    own = document(call(*asked, "--data", "feed.py:once", "--loss", "feed.py:loss", "--json"))
+    assert own["widths"] == found["widths"]
+    for more, said in (
+        ((), "give data="),
+        (("--data", "feed.py:absent"), "--data 'feed.py:absent'"),
+        (("--data", "feed.py:number"), "expected an iterable"),
+        (("--data", "feed.py:broken"), "feed.py:broken() failed at feed.py"),
+        (("--data", "feed.py:batches", "--loss", "feed.py:number"), "expected a function"),
+    ):
+        result = call(*asked, *more)
+        assert result.exit_code == ExitCode.USAGE
+        assert said in " ".join(result.stderr.split())
+
+
+FEED = """
+import torch
+
+once = [(torch.randn(5, 6), torch.randint(0, 3, (5,)))]
+number = 3
+
+def batches():
+    yield from once
+
+def loss(output, target):
+    return output.square().mean()
+
+def broken():
+    raise OSError("no such disk")
+"""
+
+
 def test_sparsify_writes_zeros_at_full_size(models: str) -> None:
     arguments = ("--sparsity", "0.75", "--out", "sparse", "--onnx", "sparse.onnx", "--json")
     found = document(call("sparsify", f"{models}:mlp", "-i", "1x6", *arguments))

@@ -84,7 +84,9 @@ def build_data(name: str | None) -> Iterable[Any] | None:
         except Exception as error:
             raise InputError(f"{name}() failed{_where(error)}: {type(error).__name__}: {error}") from error
     if found is not None and not isinstance(found, Iterable):
-        raise InputError(f"{name}: expected an iterable of batches, or a function that returns one, got {found!r}")
+        raise InputError(
+            f"{name}: expected an iterable of batches, or a function that returns one, got {found!r}"
+        )
     return found
 
 

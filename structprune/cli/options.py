@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 import structprune as sp
+from structprune.importance import CRITERIA, options_of
 
 __all__ = [
     "BatchOption",
     "ChannelsOption",
     "CriterionOption",
+    "DataOption",
     "DebugOption",
     "DtypeOption",
     "EngineOption",
@@ -23,6 +25,7 @@ __all__ = [
     "KeepOption",
     "LatencyMsOption",
     "LatencyOption",
+    "LossOption",
     "MacsOption",
     "ModelArgument",
     "MultipleOption",
@@ -38,6 +41,7 @@ __all__ = [
     "SeedOption",
     "ThreadsOption",
     "ThroughputOption",
+    "draws",
     "provider_options",
     "the_budget",
 ]
@@ -112,7 +116,27 @@ FileSizeOption = Annotated[
     typer.Option("--file-size", metavar="SHARE", help="Keep at most this share of the weights' bytes."),
 ]
 CriterionOption = Annotated[
-    str, typer.Option("--criterion", help="A channel's importance: l1, l2, linf, bn_scale or random.")
+    str,
+    typer.Option(
+        "--criterion",
+        help="A channel's importance, by weights: l1, l2, linf, bn_scale, fpgm, lamp; by chance: random; by --data: "
+        "wanda, obs (inputs), taylor, fisher, hessian (inputs and targets).",
+    ),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="What --criterion is worked out on: package.module:batches or file.py:batches, an iterable of (inputs, "
+        "target) or a function that returns one.",
+    ),
+]
+LossOption = Annotated[
+    str | None,
+    typer.Option(
+        "--loss", metavar="LOSS", help="file.py:loss, a function of (output, target). Default: cross entropy."
+    ),
 ]
 ScopeOption = Annotated[
     str | None,
@@ -204,3 +228,8 @@ def the_budget(runtime: sp.Runtime | None = None, **limits: float | None) -> sp.
         named = [f"--{quantity.replace('_', '-')}" for quantity in limits]
         raise sp.InputError(f"give at least one of {', '.join(named[:-1])} and {named[-1]}")
     return sp.Budget(**given, runtime=runtime or sp.Runtime())
+
+
+def draws(criterion: str) -> bool:
+    """Whether a criterion of this name draws random numbers, and so takes a seed."""
+    return criterion in CRITERIA and any("seed" in names for names in options_of(CRITERIA[criterion]))

@@ -27,6 +27,7 @@ from structprune.cli.options import (
     PeakMemoryOption,
     ScopeOption,
     SeedOption,
+    draws,
     the_budget,
 )
 from structprune.cli.output import session
@@ -75,7 +76,7 @@ def plan(
             step("tracing")
             graph = sp.trace(empty, example)
             step("scoring")
-            options: dict[str, Any] = {"seed": seed} if criterion == "random" else {}
+            options: dict[str, Any] = {"seed": seed} if draws(criterion) else {}
             scores = sp.score(empty, graph, criterion, weights=weights, **options)
             step("selecting")
             chosen = sp.select(

@@ -10,11 +10,12 @@ import typer
 
 import structprune as sp
 from structprune.cli.files import require_writable, write_files
-from structprune.cli.models import build_model
+from structprune.cli.models import build_data, build_loss, build_model
 from structprune.cli.options import (
     BatchOption,
     ChannelsOption,
     CriterionOption,
+    DataOption,
     DebugOption,
     DtypeOption,
     EngineOption,
@@ -24,6 +25,7 @@ from structprune.cli.options import (
     KeepOption,
     LatencyMsOption,
     LatencyOption,
+    LossOption,
     MacsOption,
     ModelArgument,
     MultipleOption,
@@ -39,6 +41,7 @@ from structprune.cli.options import (
     SeedOption,
     ThreadsOption,
     ThroughputOption,
+    draws,
     provider_options,
     the_budget,
 )
@@ -65,6 +68,8 @@ def prune(
     dtype: DtypeOption = None,
     options: ProviderOption = None,
     criterion: CriterionOption = "l2",
+    data: DataOption = None,
+    loss: LossOption = None,
     scope: ScopeOption = None,
     multiple_of: MultipleOption = None,
     keep: KeepOption = None,
@@ -103,6 +108,7 @@ def prune(
                 file_size=file_size,
             )
             step("building the model")
+            batches = build_data(data)
             original = build_model(model, None, seed)
             example = sp.parse_inputs(inputs, seed)
             plain = folder is None and not rewrite
@@ -113,11 +119,13 @@ def prune(
                 example,
                 budget,
                 criterion,
+                data=batches,
+                loss=build_loss(loss),
                 scope=scope,
                 multiple_of=multiple_of,
                 keep=keep or (),
                 only=only or (),
-                seed=seed if criterion == "random" else None,
+                seed=seed if draws(criterion) else None,
                 verify=verify,
                 engine=engine,
                 progress=step.part,

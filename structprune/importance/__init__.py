@@ -11,7 +11,15 @@ from structprune.importance.magnitude import l1, l2, linf
 from structprune.importance.reconstruction import obs
 from structprune.importance.reductions import Reduction, abs_max, abs_sum, plain_sum, square_sum
 from structprune.importance.redundancy import fpgm, lamp
-from structprune.importance.registry import CRITERIA, Collector, Criterion, Needs, criterion, needs_of, options_of
+from structprune.importance.registry import (
+    CRITERIA,
+    Collector,
+    Criterion,
+    Needs,
+    criterion,
+    needs_of,
+    options_of,
+)
 from structprune.importance.scaling import bn_scale
 from structprune.importance.scoring import score
 
