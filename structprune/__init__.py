@@ -31,6 +31,7 @@ from structprune.rules import Call
 from structprune.rules.custom import rule
 from structprune.runtime_settings import Runtime
 from structprune.select import select
+from structprune.staircase import Staircase, staircase
 from structprune.storage import load, load_plans, save
 from structprune.streaming import FilesReport, apply_plan_to_files
 from structprune.summary import KindCut, QuantityCut
@@ -65,6 +66,7 @@ __all__ = [
     "QuantityCut",
     "Ratio",
     "Runtime",
+    "Staircase",
     "StorageError",
     "StructpruneError",
     "TraceError",
@@ -92,6 +94,7 @@ __all__ = [
     "score",
     "select",
     "sparsify",
+    "staircase",
     "trace",
     "verify",
     "weight_bytes",

@@ -15,9 +15,9 @@ NAMES = [
     "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "KINDS", "Layer", "Limit", "PruningPlan",
     "Change", "KindCut", "QuantityCut", "PruneReport", "PruneResult", "VerifyReport",
     # measuring
-    "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "Runtime", "forecast_latency",
+    "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "Runtime", "Staircase", "forecast_latency",
     "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",
-    "weight_bytes",
+    "staircase", "weight_bytes",
     # files
     "ExportReport", "FilesReport", "apply_plan_to_files", "export_onnx", "load", "load_plans", "save",
     # building without memory

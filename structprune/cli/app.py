@@ -19,6 +19,7 @@ from structprune.cli.plan import plan
 from structprune.cli.prune import prune
 from structprune.cli.rules import rules
 from structprune.cli.sparsify import sparsify
+from structprune.cli.staircase import staircase
 
 __all__ = ["app", "main"]
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     epilog=EXIT_CODES_HELP,
 )
-for command in (demo, inspect, prune, plan, apply, sparsify, bench, export, rules):
+for command in (demo, inspect, prune, plan, apply, sparsify, bench, staircase, export, rules):
     app.command(epilog=EXIT_CODES_HELP)(command)
 
 

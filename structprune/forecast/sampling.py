@@ -21,7 +21,7 @@ from structprune.runtimes.ort_kernels import profile_onnx
 from structprune.runtimes.profiles import Profile, module_profiler
 from structprune.selection.units import reachable
 
-__all__ = ["draw", "profiler"]
+__all__ = ["Profiler", "draw", "profiler"]
 
 _NARROWEST = 0.2
 _DRAWS = 30

@@ -6,6 +6,7 @@ from structprune.report.comparison import NetworkSize, comparison_document, comp
 from structprune.report.fvcore_figure import FvcoreFigure, fvcore_figure, fvcore_line
 from structprune.report.graph import Coverage, coverage, graph_document, graph_table, types_table
 from structprune.report.plots import new_plot, require_plots, save_plot
+from structprune.report.staircase import staircase_document, staircase_plot, staircase_table
 
 __all__ = [
     "Coverage",
@@ -22,5 +23,8 @@ __all__ = [
     "new_plot",
     "require_plots",
     "save_plot",
+    "staircase_document",
+    "staircase_plot",
+    "staircase_table",
     "types_table",
 ]
