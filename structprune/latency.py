@@ -101,8 +101,8 @@ def measure_latency(
     Args:
         models: one module, or several that take the same inputs.
         example_inputs: one tensor, a tuple of arguments or a dict of keyword arguments.
-        runtime: "onnxruntime", "onnxruntime-cuda", "torch", "torch-cuda", one that was registered, or a `Runtime`
-            with the settings it is to have.
+        runtime: "onnxruntime", "torch", "torch-compile", each also with "-cuda", one that was registered, or a
+            `Runtime` with the settings it is to have.
         threads: the threads that one inference may use, 1 if left out.
         batch: another batch size than the example's; its rows are repeated or dropped.
         warmup: rounds that are run first and not counted.

@@ -22,7 +22,7 @@ class Runtime:
     """A runtime by name, with the settings that a latency depends on; accepted wherever `runtime=` takes a name.
 
     Attributes:
-        name: "onnxruntime", "onnxruntime-cuda", "torch", "torch-cuda", or one that was registered.
+        name: "onnxruntime", "torch", "torch-compile", each also with "-cuda", or one that was registered.
         threads: the threads that one inference may use.
         batch: the batch size; None is that of the example inputs.
         dtype: "float16", "bfloat16", "float32" or "float64": a copy of the model is run in it, and the inputs are

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +25,7 @@ from structprune.runtimes import (
     runtime_names,
     torch_threads,
 )
+from structprune.runtimes.flags import subnormals_as_zero
 
 X = torch.randn(2, 4)
 CALLS: list[str] = []
@@ -205,6 +208,62 @@ def test_paired_ratio_cancels_what_disturbs_both() -> None:
     apart = ratio(pair[1], Measurement(pair[0].times_ms, "fake", 1, 1, session="t"))
     assert not apart.paired
     assert apart.low < 2.0 < apart.high
+
+
+@contextmanager
+def thread_flushes(on: bool) -> Iterator[None]:
+    before = (torch.tensor(1e-40) * 1e10).item() == 0
+    torch.set_flush_denormal(on)
+    yield
+    now = (torch.tensor(1e-40) * 1e10).item() == 0
+    torch.set_flush_denormal(before)
+    assert now == on
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_how_the_thread_computes_with_subnormals_is_put_back(before: bool) -> None:
+    for on in (None, False, True):
+        with thread_flushes(before):
+            with subnormals_as_zero(on):
+                assert ((torch.tensor(1e-40) * 1e10).item() == 0) == (before if on is None else on)
+            with subnormals_as_zero(on):
+                torch.set_flush_denormal(not before)  # as a library does that is loaded in between
+
+
+def test_the_first_session_of_a_process_leaves_the_thread_as_it_was() -> None:
+    code = (
+        "import torch, structprune as sp;"
+        "zero = lambda: (torch.tensor(1e-40) * 1e10).item() == 0;"
+        "assert not zero(); sp.measure_latency(torch.nn.Linear(2, 2), torch.ones(1, 2), repeats=1, min_time=0);"
+        "assert not zero(), 'onnxruntime left the thread flushing'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("option", "flushed"), [("1", True), ("0", False)])
+def test_onnxruntime_computes_with_subnormals_as_zero_unless_told_otherwise(
+    option: str, flushed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    outputs: list[Any] = []
+    real = onnxruntime.InferenceSession.run
+
+    def spy(session: Any, *args: Any) -> Any:
+        outputs.extend(real(session, *args))
+        return outputs[-1:]
+
+    class Squares(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", spy)
+    for threads in (1, 2):
+        on = Runtime(threads=threads, provider_options={"session.set_denormal_as_zero": option})
+        measure_latency(
+            Squares(), torch.full((1 << 20,), 1e-20), runtime=on, warmup=0, repeats=1, min_time=0.0
+        )
+    assert [bool((array.view("int32") == 0).all()) for array in outputs] == [flushed, flushed]
 
 
 def test_subnormal_weights_are_counted_and_named() -> None:

@@ -41,7 +41,7 @@ def bench(
     runtimes: Annotated[
         list[str] | None,
         typer.Option(
-            "--runtime", help="onnxruntime (default), torch, onnxruntime-cuda, torch-cuda. Repeatable."
+            "--runtime", help="onnxruntime (default), torch, torch-compile; each also with -cuda. Repeatable."
         ),
     ] = None,
     batches: Annotated[

@@ -9,6 +9,7 @@ it here, or registering a factory from user code.
 
 from __future__ import annotations
 
+from structprune.runtimes import compiled as compiled
 from structprune.runtimes import eager as eager
 from structprune.runtimes import eager_kernels as eager_kernels
 from structprune.runtimes import ort as ort

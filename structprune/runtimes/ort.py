@@ -1,8 +1,10 @@
 """onnxruntime: the module, converted to a temporary ONNX file, in a session of its own.
 
 Sessions run with an explicit number of intra-op threads, one inter-op thread and no spinning: threads that
-spin while they wait slow every other session of the process, and the sessions timed here take turns. A runtime's
-provider options come last: a key with a dot overrides an entry of the session's configuration.
+spin while they wait slow every other session of the process, and the sessions timed here take turns. Subnormal
+numbers count as zero, since those that onnxruntime's own fusions make of a network's weights slow it several times:
+the session's option does so on the threads of its pool, and on the calling thread it is set around each run. A
+runtime's provider options come last: a key with a dot overrides an entry of the session's configuration.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from torch import Tensor, nn
 
 from structprune.errors import ExportError, InputError
 from structprune.runtime_settings import Runtime
+from structprune.runtimes.flags import subnormals_as_zero
 from structprune.runtimes.onnx_convert import convert, save_model
 from structprune.runtimes.registry import TimedCall, register_runtime
 
 __all__ = [
     "PROVIDERS",
+    "as_zero",
     "onnxruntime_cpu",
     "onnxruntime_cuda",
     "open_session",
@@ -37,10 +41,11 @@ __all__ = [
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 PROVIDERS = {"onnxruntime": (CPU,), "onnxruntime-cuda": (CUDA, CPU)}
+_AS_ZERO = "session.set_denormal_as_zero"
 _ENTRIES = {
     "session.intra_op.allow_spinning": "0",
     "session.inter_op.allow_spinning": "0",
-    "session.set_denormal_as_zero": "1",
+    _AS_ZERO: "1",
 }
 
 
@@ -75,20 +80,36 @@ def session_options(runtime: Runtime) -> onnxruntime.SessionOptions:
     return options
 
 
-def open_session(path: Path, runtime: Runtime) -> onnxruntime.InferenceSession:
-    """A session for the ONNX file at `path`, with the runtime's threads and options.
+def as_zero(runtime: Runtime) -> AbstractContextManager[None]:
+    """The calling thread treats subnormal numbers as the runtime's sessions do; around their making and their runs."""
+    return subnormals_as_zero({**_ENTRIES, **runtime.options}[_AS_ZERO] == "1")
+
+
+def open_session(
+    source: bytes | Path, runtime: Runtime, options: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
+    """A session for an ONNX file or its bytes, with the runtime's threads and options.
 
     Raises:
         ExportError: where onnxruntime cannot run the file.
     """
-    options, chosen = session_options(runtime), providers(runtime)
+    options, chosen = options or session_options(runtime), providers(runtime)
+    given = str(source) if isinstance(source, Path) else source
     try:
-        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=chosen)
+        with as_zero(runtime):
+            session = onnxruntime.InferenceSession(given, sess_options=options, providers=chosen)
     except Exception as error:
         raise ExportError(
             f"onnxruntime {onnxruntime.__version__} cannot load the converted model: {error}\n"
             "Try another opset, float32 where the model is in a half-precision format, or other provider options."
         ) from error
+    if session.get_providers()[0] != chosen[0][0]:  # without its libraries onnxruntime goes on with the next
+        raise ExportError(
+            f"onnxruntime {onnxruntime.__version__} lists {chosen[0][0]} and cannot load it, most often for want of "
+            "the CUDA or cuDNN libraries of its version; "
+            f"it would run on {', '.join(session.get_providers())}"
+        )
+    return session
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -127,9 +148,10 @@ def onnxruntime_cpu(
     with _session(model, args, kwargs, runtime) as (session, feeds):
 
         def timed() -> float:
-            start = time.perf_counter()
-            session.run(None, feeds)
-            return (time.perf_counter() - start) * 1e3
+            with as_zero(runtime):
+                start = time.perf_counter()
+                session.run(None, feeds)
+                return (time.perf_counter() - start) * 1e3
 
         yield timed
 

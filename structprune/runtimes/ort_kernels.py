@@ -19,7 +19,7 @@ import onnxruntime
 
 from structprune.errors import ExportError
 from structprune.runtime_settings import Runtime
-from structprune.runtimes.ort import providers, session_options
+from structprune.runtimes.ort import as_zero, open_session, session_options
 from structprune.runtimes.profiles import Kernel, Profile
 
 __all__ = ["profile_onnx"]
@@ -44,20 +44,20 @@ def profile_onnx(
         ExportError: where onnxruntime cannot run the model.
     """
     with tempfile.TemporaryDirectory(prefix="structprune-") as folder:
-        options, chosen = session_options(runtime), providers(runtime)
+        options = session_options(runtime)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        source = str(model) if isinstance(model, Path) else model
-        try:
-            session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
-            for _ in range(warmup + rounds):
-                session.run(None, dict(feeds))
-        except Exception as error:
-            raise ExportError(
-                f"onnxruntime {onnxruntime.__version__} cannot run the model: {error}"
-            ) from error
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        wholes = [_timed(session, feeds) for _ in range(rounds)]
+        session = open_session(model, runtime, options)
+        with as_zero(runtime):
+            try:
+                for _ in range(warmup + rounds):
+                    session.run(None, dict(feeds))
+            except Exception as error:
+                raise ExportError(
+                    f"onnxruntime {onnxruntime.__version__} cannot run the model: {error}"
+                ) from error
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            wholes = [_timed(session, feeds) for _ in range(rounds)]
     return Profile(_read(events, warmup), float(np.quantile(wholes, 0.25)))
 
 
