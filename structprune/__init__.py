@@ -26,6 +26,7 @@ from structprune.masking import finalize, nonzeros, sparsify
 from structprune.measure import count_macs, count_params, peak_activation_bytes, weight_bytes
 from structprune.pipeline import PruneReport, PruneResult, prune
 from structprune.plan import PruningPlan
+from structprune.refit import RefitReport, refit
 from structprune.rewriting import rewrite
 from structprune.rules import Call
 from structprune.rules.custom import rule
@@ -65,6 +66,7 @@ __all__ = [
     "PruningPlan",
     "QuantityCut",
     "Ratio",
+    "RefitReport",
     "Runtime",
     "Staircase",
     "StorageError",
@@ -88,6 +90,7 @@ __all__ = [
     "peak_activation_bytes",
     "prune",
     "ratio",
+    "refit",
     "rewrite",
     "rule",
     "save",

@@ -136,7 +136,7 @@ class Use:
 
     ``operation`` is the ATen operation, ``input``, ``weight`` and ``output`` its tensors as they are: the weight is the
     parameter, a view of it, or what stands for it. Several uses of one parameter (shared layers, the steps of a
-    recurrent one) come one by one.
+    recurrent one) come one by one. ``bias`` is what the operation adds to the product.
     """
 
     place: Place
@@ -144,6 +144,7 @@ class Use:
     input: Tensor
     weight: Tensor
     output: Tensor
+    bias: Tensor | None = None
 
     def rows(self) -> Tensor:
         """What the weight's matrices are multiplied with, ``[groups, rows, inputs]``: for a convolution the patches
@@ -334,19 +335,20 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for side, weight, x in (("right", right, left), ("left", left, right)):
             root = None if weight in self.live else self._found(weight)
             if root is not None:
-                self.each(Use(_place(root, weight, side), name, x, weight, out))
+                added = args[0] if _PRODUCTS[name][0] else None
+                self.each(Use(_place(root, weight, side), name, x, weight, out, added))
                 return True
         return False
 
     def _convolution(self, name: str, args: tuple[Any, ...], out: Any) -> bool:
-        x, weight, _, stride, padding, dilation, transposed, extra, groups, *_ = args
+        x, weight, bias, stride, padding, dilation, transposed, extra, groups, *_ = args
         root = None if weight in self.live else self._found(weight)
         if root is None:
             return False
         spatial = weight.ndim - 2
         s, p, d, e = (tuple(v) * (spatial // len(v)) for v in (stride, padding, dilation, extra))
         how = _Sliding(s, p, d, bool(transposed), e, groups)
-        self.each(Use(_place(root, weight, "kernel", how), name, x, weight, out))
+        self.each(Use(_place(root, weight, "kernel", how), name, x, weight, out, bias))
         return True
 
     def _root(self, name: str, tensor: Tensor, steps: tuple[tuple[Layout, Layout], ...] = ()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from structprune.inputs import normalize_inputs
 from structprune.latency_target import LatencyReport, reach
 from structprune.outputs import Outputs
 from structprune.plan import PruningPlan
+from structprune.refit import RefitReport, readable_again, refit, steps_of, transfer
 from structprune.rewriting import rewrite
 from structprune.select import select
 from structprune.selection.contract import Prices
@@ -52,6 +53,7 @@ class PruneReport:
     verify: VerifyReport | None
     latency: LatencyReport | None = None
     quantities: tuple[QuantityCut, ...] = ()
+    refit: RefitReport | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -67,6 +69,8 @@ class PruneReport:
             lines.append(f"statistics over fewer channels: {told(self.changes)}")
         if self.latency:
             lines.append(str(self.latency))
+        if self.refit:
+            lines.append(str(self.refit))
         if self.unused:
             lines.append(_unused(self.unused))
         return "\n".join(lines)
@@ -111,6 +115,8 @@ def prune(
     ragged: bool = True,
     rewrite: bool = False,
     outputs: Outputs = None,
+    calibration: Iterable[Any] | None = None,
+    refit: str | Sequence[str] = "all",
     progress: Callable[[int, int], None] | None = None,
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
@@ -121,13 +127,15 @@ def prune(
     ``progress(done, total)`` is
     called after each profile. ``keep`` and ``only`` take layer or group names, globs, modules, and kinds:
     ``only="heads"``, ``keep=["residual", "mlp"]`` (`structprune.KINDS`). A layer or group of that very name comes
-    first; ``"kind:mlp"`` is the kind all the same. ``data`` and ``loss`` are what criteria from data are worked out
-    on (see `score`); ``seed`` is for those that draw, "random" and "hessian". ``verify=False`` skips the
+    first; ``"kind:mlp"`` is the kind all the same. ``data`` (default: ``calibration``) and ``loss`` are what criteria
+    from data are worked out on (see `score`); ``seed`` is for those that draw, "random" and "hessian". ``verify=False`` skips the
     proof; with ``inplace=True`` the model itself is cut, once the proof holds. Each head and each group of a
     convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in all. ``engine``,
     ``engine_options`` and ``outputs`` (the parts of the forward's result that count, such as "logits") are those of
     `trace`. With ``rewrite=True`` the model is first made a graph that computes the
-    same (see `rewrite`), where widths that only the code ties come free; the result is that graph, pruned. Raises
+    same (see `rewrite`), where widths that only the code ties come free; the result is that graph, pruned.
+    ``calibration`` is an iterable of inputs (no labels are needed), on which the pruned network is brought closer to
+    the original after the proof, by the steps ``refit`` (see `refit`; ``()`` for none). Raises
     BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as it was.
 
     >>> import torch
@@ -141,6 +149,9 @@ def prune(
     if rewrite and inplace:
         raise InputError("rewrite=True makes a new module: it cannot be pruned in place")
     example_inputs = normalize_inputs(example_inputs)
+    steps = steps_of(refit)
+    if calibration is not None:
+        calibration = readable_again(calibration)
     keep, only = module_names(model, keep), module_names(model, only)
     if rewrite:
         model = _rewrite(model, example_inputs)
@@ -148,7 +159,7 @@ def prune(
     if graph.unused:
         warnings.warn(_unused(graph.unused), stacklevel=2)
     options: dict[str, Any] = {} if seed is None else {"seed": seed}
-    scores = score(model, graph, criterion, data=data, loss=loss, **options)
+    scores = score(model, graph, criterion, data=calibration if data is None else data, loss=loss, **options)
 
     def choose(prices: Prices | None) -> PruningPlan:
         return select(
@@ -173,11 +184,20 @@ def prune(
         plan = choose(None)
         small = apply_plan(model, plan)
     proof = _verify(model, small, plan, example_inputs, outputs) if verify else None
-    report = _report(graph, plan, left_whole(graph.groups, keep, only), proof, timed)
-    return PruneResult(apply_plan(model, plan, inplace=True) if inplace else small, plan, report)
+    recovery = None
+    if calibration is not None and steps:
+        recovery = _refit(model, small, plan, calibration, steps, outputs=outputs)
+    report = _report(graph, plan, left_whole(graph.groups, keep, only), proof, timed, recovery)
+    if not inplace:
+        return PruneResult(small, plan, report)
+    apply_plan(model, plan, inplace=True)
+    if recovery is not None:
+        transfer(small, model)
+    return PruneResult(model, plan, report)
 
 
 _verify = verify
+_refit = refit
 _rewrite = rewrite
 
 
@@ -187,6 +207,7 @@ def _report(
     whole: tuple[tuple[str, str], ...],
     proof: VerifyReport | None,
     timed: LatencyReport | None,
+    recovery: RefitReport | None,
 ) -> PruneReport:
     before = graph.sizes()
     after = graph.counts(plan)
@@ -203,4 +224,5 @@ def _report(
         verify=proof,
         latency=timed,
         quantities=() if plan.budget is None else quantity_cuts(graph, plan.budget, after),
+        refit=recovery,
     )

@@ -14,6 +14,8 @@ NAMES = [
     # what the steps pass on
     "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "KINDS", "Layer", "Limit", "PruningPlan",
     "Change", "KindCut", "QuantityCut", "PruneReport", "PruneResult", "VerifyReport",
+    # after the cut
+    "RefitReport", "refit",
     # measuring
     "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "Runtime", "Staircase", "forecast_latency",
     "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",

@@ -1,0 +1,119 @@
+"""Calibration data: batches that are read once for each pass, the last quarter of them held back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from structprune.errors import InputError
+from structprune.inputs import normalize_inputs, tensors_in
+
+__all__ = ["Batches", "Inputs", "readable_again"]
+
+_CACHED_BYTES = (
+    1 << 30
+)  # what a one-pass iterator may hold: it has to be kept, since refitting takes several passes
+_ROWS = 32  # the batch that a lone tensor is split into
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Batches:
+    """The inputs of a calibration set, the same ones in every pass.
+
+    ``calibration`` is as for `refit`. Of four batches or more the last quarter is held back; of fewer, the last quarter
+    of the rows that each layer sees. Raises InputError where it is empty, and where a pass gives other batches than the
+    first.
+    """
+
+    def __init__(self, calibration: Iterable[Any]) -> None:
+        self._source = readable_again(calibration)
+        self._marks = [_mark(inputs) for inputs in self._read()]
+        if not self._marks:
+            raise InputError(
+                "calibration gives no batch: it is empty, or an iterator that was read to its end"
+            )
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    @property
+    def held(self) -> int:
+        """How many batches are held back, at the end."""
+        return len(self) // 4
+
+    def fitted(self, rows: int, held: bool) -> int:
+        """How many of the rows that a layer sees of a batch are there to fit; those after them are held back."""
+        return 0 if held else rows if self.held else rows - rows // 4
+
+    def __iter__(self) -> Iterator[tuple[Inputs, bool]]:
+        """Yield each batch as arguments, and whether it is held back."""
+        number = 0
+        for inputs in self._read():
+            if number >= len(self) or _mark(inputs) != self._marks[number]:
+                raise InputError(_OTHER)
+            yield inputs, number >= len(self) - self.held
+            number += 1
+        if number < len(self):
+            raise InputError(_OTHER)
+
+    def __str__(self) -> str:
+        if self.held:
+            return f"{len(self)} batches, the last {self.held} of them held back"
+        return f"{len(self)} batches, the last quarter of the rows of each held back"
+
+    def _read(self) -> Iterator[Inputs]:
+        torch.default_generator.manual_seed(
+            0
+        )  # a DataLoader that shuffles shuffles alike; the caller forks the state
+        for batch in self._source:
+            yield _inputs(batch)
+
+
+def readable_again(calibration: Iterable[Any]) -> Iterable[Any]:
+    """The batches as something that can be read several times: itself, the parts of a lone tensor, or what a one-pass
+    iterator gives, as a list.
+
+    Raises InputError for what is no iterable of batches, and for an iterator that holds more than 1 GiB.
+    """
+    if isinstance(calibration, torch.Tensor):
+        return torch.split(calibration, _ROWS) if calibration.ndim else ()
+    if isinstance(calibration, Mapping | str) or not isinstance(calibration, Iterable):
+        raise InputError(
+            f"calibration is a {type(calibration).__name__}; expected an iterable of batches, such as a list of "
+            "inputs or a DataLoader: [inputs] where there is one batch"
+        )
+    return _cached(calibration) if iter(calibration) is calibration else calibration
+
+
+def _inputs(batch: Any) -> Inputs:
+    """The arguments of forward; of a pair (inputs, target), as criteria from data take it, the target is left out."""
+    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields") and len(batch) == 2:
+        batch = batch[0]
+    return normalize_inputs(tuple(batch) if isinstance(batch, list) else batch)
+
+
+_OTHER = (
+    "calibration gave other batches in a second pass than in the first: refitting reads them several times, so give a "
+    "list of batches, or switch shuffling and random augmentation off"
+)
+
+
+def _cached(iterator: Iterable[Any]) -> list[Any]:
+    kept, size = [], 0
+    for batch in iterator:
+        size += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch))
+        if size > _CACHED_BYTES:
+            raise InputError(
+                f"calibration is an iterator that can be read only once, with more than {_CACHED_BYTES >> 30} GiB: "
+                "give one that can be read again (a list, a DataLoader, a class with __iter__), or fewer batches"
+            )
+        kept.append(batch)
+    return kept
+
+
+def _mark(inputs: Inputs) -> tuple[object, ...]:
+    """What tells a batch from another: the sizes and the sum of each tensor (as text, since NaN equals nothing)."""
+    return tuple((tuple(t.shape), t.dtype, str(t.detach().double().sum().item())) for t in tensors_in(inputs))

@@ -1,0 +1,111 @@
+"""What removed channels still said on average, added to their consumers' biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structprune.observe import Twin, Use
+from structprune.refit.batches import Batches
+from structprune.refit.consumers import Consumer, pieces, tapped, targets
+from structprune.refit.report import ConsumerRefit
+from structprune.refit.statistics import relative
+
+__all__ = ["fold"]
+
+Index = Mapping[str, dict[int, np.ndarray]]
+
+
+def fold(
+    original: Twin, small: Twin, consumers: Sequence[Consumer], index: Index, batches: Batches
+) -> list[ConsumerRefit]:
+    """Add to each consumer's bias what the removed channels gave it on average in the original; a constant channel's
+    whole share, then. Where there is no bias, the running mean of the batch norm that follows takes it.
+
+    A consumer whose outputs are further from the original's with it, on held-back data, stays as it is; one without a
+    place for a constant is passed over.
+    """
+    able = [one for one in consumers if one.intercept]
+    means = _means(original, able, batches)
+    shifts = {}
+    for one in able:
+        if one in means:
+            weight = original.parameters[one.parameter]
+            gone = one.removed(weight, index[one.parameter])
+            share = (gone @ means[one].unsqueeze(-1)).squeeze(-1)
+            shifts[one] = share.flatten()[one.kept]
+    errors = _errors(original, small, able, batches)
+    done = []
+    for one, shift in shifts.items():
+        if one not in errors:
+            continue
+        gap, squares, whole, count = errors[one]
+        _, constant = one.rounded(one.matrix(), one.constant() + shift)
+        shift = constant - one.constant()
+        after = (squares - 2 * shift * gap + count * shift.square()).sum()
+        result = ConsumerRefit(one.name, "fold", relative(squares.sum(), whole), relative(after, whole))
+        if result.taken:
+            one.write(None, constant)
+        done.append(result)
+    return done
+
+
+def _means(original: Twin, consumers: Sequence[Consumer], batches: Batches) -> dict[Consumer, Tensor]:
+    """The mean of the rows that each consumer meets in the original, ``[G, N]``."""
+    sums: dict[Consumer, Tensor] = {}
+    counts: dict[Consumer, int] = {}
+
+    def take(one: Consumer, use: Use) -> None:
+        fitted = batches.fitted(targets(use).shape[1], held=False)
+        for first, rows, _ in pieces(use):
+            rows = rows[:, : max(fitted - first, 0)]
+            sums[one] = sums.get(one, 0.0) + rows.sum(1)
+            counts[one] = counts.get(one, 0) + rows.shape[1]
+
+    for inputs, held in batches:
+        if not held:
+            tapped(original, consumers, inputs, take)
+    return {one: total / counts[one] for one, total in sums.items() if counts[one]}
+
+
+Errors = tuple[Tensor, Tensor, Tensor, int]
+
+
+def _errors(
+    original: Twin, small: Twin, consumers: Sequence[Consumer], batches: Batches
+) -> dict[Consumer, Errors]:
+    """On held-back data: the sum of the differences of each output from the original's, the sum of their squares
+    ``[g, o]``, the sum of squares of the original's, and the number of rows.
+    """
+    sums: dict[Consumer, Errors] = {}
+    wanted: dict[Consumer, list[Tensor]] = {}
+
+    def keep(one: Consumer, use: Use) -> None:
+        y = one.selected(targets(use))
+        wanted.setdefault(one, []).append(y[:, batches.fitted(y.shape[1], bool(batches.held)) :].double())
+
+    def compare(one: Consumer, use: Use) -> None:
+        if not wanted.get(one):
+            return  # values chose: the original used it less often
+        y, given = wanted[one].pop(0), targets(use)
+        given = given[:, batches.fitted(given.shape[1], bool(batches.held)) :].double()
+        if given.shape != y.shape:
+            return  # values chose: this use met other rows there
+        gap = y - given
+        old = sums.get(one, (torch.zeros_like(gap[:, 0]), torch.zeros_like(gap[:, 0]), y.new_zeros(()), 0))
+        sums[one] = (
+            old[0] + gap.sum(1),
+            old[1] + gap.square().sum(1),
+            old[2] + y.square().sum(),
+            old[3] + y.shape[1],
+        )
+
+    for inputs, held in batches:
+        if held or not batches.held:
+            wanted.clear()
+            tapped(original, consumers, inputs, keep)
+            tapped(small, consumers, inputs, compare)
+    return sums

@@ -1,0 +1,85 @@
+"""What refitting did: to each consumer, and to the network's outputs after each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ConsumerRefit", "RefitReport", "StepReport"]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """How far the network's outputs are from the original's once a step is done, on held-back batches.
+
+    ``error`` is the size of the difference over the size of the original's outputs, ``cosine`` the mean over the
+    samples of the cosine between both. ``step`` is "cut" (before all), "fold", "lstsq" or "bn". A step that makes the
+    error larger is taken back: ``taken`` is false, and the next step starts from what was before.
+    """
+
+    step: str
+    error: float
+    cosine: float
+    taken: bool = True
+
+    def __str__(self) -> str:
+        back = "" if self.taken else ", taken back"
+        return f"{self.step} {self.error:.3g} (cosine {self.cosine:.4f}{back})"
+
+
+@dataclass(frozen=True)
+class ConsumerRefit:
+    """What a step did to one consumer, named by its weight.
+
+    ``before`` and ``after`` are the relative errors of its outputs on held-back data, ``tried`` that of the new
+    weights: where that is not below ``before``, they are not taken, and ``after`` is ``before``.
+    """
+
+    name: str
+    step: str
+    before: float
+    tried: float
+
+    @property
+    def taken(self) -> bool:
+        """Whether the new weights are in place."""
+        return self.tried < self.before
+
+    @property
+    def after(self) -> float:
+        """The relative error of the weights that are in place."""
+        return min(self.before, self.tried)
+
+
+@dataclass(frozen=True)
+class RefitReport:
+    """What `refit` did: the outputs' error after each step, each consumer in each step, the norms whose statistics were
+    estimated anew, and the consumers that could not be refitted, with the reason.
+    """
+
+    steps: tuple[StepReport, ...]
+    consumers: tuple[ConsumerRefit, ...]
+    norms: tuple[str, ...]
+    left: tuple[tuple[str, str], ...]
+    batches: str
+
+    @property
+    def before(self) -> StepReport:
+        """How far the outputs were from the original's after the cut alone."""
+        return self.steps[0]
+
+    @property
+    def after(self) -> StepReport:
+        """How far they are at the end: after the last step that was taken."""
+        return [step for step in self.steps if step.taken][-1]
+
+    def __str__(self) -> str:
+        steps = ", ".join(map(str, self.steps))
+        taken = len({consumer.name for consumer in self.consumers if consumer.taken})
+        known = len({consumer.name for consumer in self.consumers})
+        lines = [f"refit on {self.batches}: output error after {steps}"]
+        lines.append(f"{taken} of {known} consumers refitted, {len(self.norms)} batch norms estimated anew")
+        if self.left:
+            shown = "; ".join(f"{name} ({why})" for name, why in self.left[:3])
+            more = f" and {len(self.left) - 3} more" if len(self.left) > 3 else ""
+            lines.append(f"left as cut: {shown}{more}")
+        return "\n".join(lines)
