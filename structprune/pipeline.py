@@ -124,19 +124,21 @@ def prune(
     ``budget`` is a share of the original network's channels, params, MACs, peak memory or bytes, or several of these:
     of ``model``'s own, or, for a model that was pruned before, of the one it began as. A budget of latency is met by
     measurement on its runtime, beside ``model``; the kernels are profiled first, once for each network and machine, and
-    ``progress(done, total)`` is
-    called after each profile. ``keep`` and ``only`` take layer or group names, globs, modules, and kinds:
-    ``only="heads"``, ``keep=["residual", "mlp"]`` (`structprune.KINDS`). A layer or group of that very name comes
-    first; ``"kind:mlp"`` is the kind all the same. ``data`` (default: ``calibration``) and ``loss`` are what criteria
-    from data are worked out on (see `score`); ``seed`` is for those that draw, "random" and "hessian". ``verify=False`` skips the
-    proof; with ``inplace=True`` the model itself is cut, once the proof holds. Each head and each group of a
-    convolution keeps its own channels, as many in all of them; with ``ragged=False`` the same in all. ``engine``,
-    ``engine_options`` and ``outputs`` (the parts of the forward's result that count, such as "logits") are those of
-    `trace`. With ``rewrite=True`` the model is first made a graph that computes the
-    same (see `rewrite`), where widths that only the code ties come free; the result is that graph, pruned.
-    ``calibration`` is an iterable of inputs (no labels are needed), on which the pruned network is brought closer to
-    the original after the proof, by the steps ``refit`` (see `refit`; ``()`` for none). Raises
-    BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as it was.
+    ``progress(done, total)`` is called after each profile. ``keep`` and ``only`` take layer or group names, globs,
+    modules, and kinds: ``only="heads"``, ``keep=["residual", "mlp"]`` (`structprune.KINDS`). A layer or group of that
+    very name comes first; ``"kind:mlp"`` is the kind all the same. ``verify=False`` skips the proof; with
+    ``inplace=True`` the model itself is cut, once the proof holds. Each head and each group of a convolution keeps its
+    own channels, as many in all of them; with ``ragged=False`` the same in all. ``engine``, ``engine_options`` and
+    ``outputs`` (the parts of the forward's result that count, such as "logits") are those of `trace`. With
+    ``rewrite=True`` the model is first made a graph that computes the same (see `rewrite`), where widths that only the
+    code ties come free; the result is that graph, pruned.
+
+    ``calibration`` is an iterable of inputs, without labels, on which the pruned network is brought closer to the
+    original after the proof, by the steps ``refit`` (see `refit`; ``()`` for none). ``data`` (the same, if left out)
+    and ``loss`` are what criteria from data are worked out on (see `score`); ``seed`` is for those that draw, "random"
+    and "hessian".
+
+    Raises BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as it was.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

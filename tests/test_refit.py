@@ -491,6 +491,7 @@ class Random:
         (3, "calibration is a int"),
         (["text"], "hold no tensor"),
         (Random(), "other batches in a second pass"),
+        ([(torch.zeros(1, 3, 7, 7),) * 3], "batch 0 of data does not fit the model's forward"),
     ],
 )
 def test_calibration_that_does_not_fit_is_refused(calibration: Any, words: str) -> None:

@@ -24,7 +24,7 @@ from structprune.inputs import batch_size, map_tensors, normalize_inputs
 from structprune.observe import Twin
 from structprune.outputs import output_tensors
 
-__all__ = ["Batch", "Calibration", "Loss", "Sums", "cross_entropy", "processes"]
+__all__ = ["Batch", "Calibration", "Loss", "Sums", "batches_of", "cross_entropy", "processes"]
 
 Loss = Callable[[Any, Any], Tensor]
 """`loss(output, target)` -> one number, the mean over the batch."""
@@ -72,22 +72,13 @@ class Calibration:
         return tuple(dict.fromkeys(m.name for group in self.groups for m in group.consumers))
 
     def __iter__(self) -> Iterator[Batch]:
-        signature = inspect.signature(self.model.forward)
         empty = True
-        for number, item in enumerate(self.data):
-            batch = _batch(item)
+        for number, batch in enumerate(batches_of(self.model, self.data)):
             if self.labels and batch.target is None and self.loss is cross_entropy:
                 raise InputError(
                     f"batch {number} of data has no target, and this criterion needs the loss: give pairs (inputs, "
                     "target), or loss=, a function of (output, None)"
                 )
-            try:
-                signature.bind(*batch.args, **batch.kwargs)
-            except TypeError as error:
-                raise InputError(
-                    f"batch {number} of data does not fit the model's forward: {error}. A pair is (inputs, target): "
-                    "two positional arguments without a target are written ((a, b), None)"
-                ) from None
             if batch.size:
                 empty = False
                 yield batch
@@ -173,13 +164,24 @@ def cross_entropy(output: Any, target: Any) -> Tensor:
     )
 
 
-def _batch(item: Any) -> Batch:
-    pair = isinstance(item, tuple | list) and not hasattr(item, "_fields") and len(item) == 2
-    inputs, target = item if pair else (item, None)
-    if isinstance(inputs, list):
-        inputs = tuple(inputs)
-    args, kwargs = normalize_inputs(inputs)
-    return Batch(args, kwargs, target, batch_size((args, kwargs)))
+def batches_of(model: nn.Module, data: Iterable[Any]) -> Iterator[Batch]:
+    """Yield the items of data as batches: a pair is (inputs, target), anything else inputs alone.
+
+    Raises InputError, with the number of the batch, for one that the model's forward does not take.
+    """
+    signature = inspect.signature(model.forward)
+    for number, item in enumerate(data):
+        pair = isinstance(item, tuple | list) and not hasattr(item, "_fields") and len(item) == 2
+        inputs, target = item if pair else (item, None)
+        args, kwargs = normalize_inputs(tuple(inputs) if isinstance(inputs, list) else inputs)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(
+                f"batch {number} of data does not fit the model's forward: {error}. A pair is (inputs, target): "
+                "two positional arguments without a target are written ((a, b), None)"
+            ) from None
+        yield Batch(args, kwargs, target, batch_size((args, kwargs)))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from structprune.errors import InputError
-from structprune.inputs import normalize_inputs, tensors_in
+from structprune.importance.calibration import batches_of
+from structprune.inputs import tensors_in
 
 __all__ = ["Batches", "Inputs", "readable_again"]
 
@@ -21,14 +23,15 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Batches:
-    """The inputs of a calibration set, the same ones in every pass.
+    """The inputs of a calibration set for a model, the same ones in every pass.
 
     ``calibration`` is as for `refit`. Of four batches or more the last quarter is held back; of fewer, the last quarter
     of the rows that each layer sees. Raises InputError where it is empty, and where a pass gives other batches than the
     first.
     """
 
-    def __init__(self, calibration: Iterable[Any]) -> None:
+    def __init__(self, calibration: Iterable[Any], model: nn.Module) -> None:
+        self._model = model
         self._source = readable_again(calibration)
         self._marks = [_mark(inputs) for inputs in self._read()]
         if not self._marks:
@@ -68,8 +71,8 @@ class Batches:
         torch.default_generator.manual_seed(
             0
         )  # a DataLoader that shuffles shuffles alike; the caller forks the state
-        for batch in self._source:
-            yield _inputs(batch)
+        for batch in batches_of(self._model, self._source):
+            yield batch.args, batch.kwargs
 
 
 def readable_again(calibration: Iterable[Any]) -> Iterable[Any]:
@@ -86,13 +89,6 @@ def readable_again(calibration: Iterable[Any]) -> Iterable[Any]:
             "inputs or a DataLoader: [inputs] where there is one batch"
         )
     return _cached(calibration) if iter(calibration) is calibration else calibration
-
-
-def _inputs(batch: Any) -> Inputs:
-    """The arguments of forward; of a pair (inputs, target), as criteria from data take it, the target is left out."""
-    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields") and len(batch) == 2:
-        batch = batch[0]
-    return normalize_inputs(tuple(batch) if isinstance(batch, list) else batch)
 
 
 _OTHER = (

@@ -76,7 +76,7 @@ def refit(
     wanted = steps_of(steps)
     ridges = _ridges(ridge)
     with torch.random.fork_rng(devices=[]):
-        batches = Batches(calibration)
+        batches = Batches(calibration, original)
         work = replica(pruned, {})
         recompute(work)
         refitting = _Refit(Twin(original), Twin(work), plan, batches, outputs)
