@@ -27,6 +27,7 @@ Shares = Callable[[Counts], Floats]
 _REACH = (1, 2, 4, 8)  # steps down that are looked at: past a stair on which one step saves nothing
 _NEAR = (1, 2, 3)  # steps that are exchanged
 _ROUNDS = 60
+_FEW = 100  # choices of all units together, up to which one unit is tried at each of its widths
 _MORE = 1 + 1e-9  # an exchange has to keep this many times as much
 
 
@@ -64,7 +65,11 @@ def most_valuable(units: Sequence[Unit], shares: Shares) -> Counts:
     The least that the units may keep has to fit.
     """
     problem = _Problem(units, shares)
-    return problem.counts(problem.improved(problem.reduced(problem.tops)))
+    state = problem.improved(problem.reduced(problem.tops))
+    if problem.few:  # from below as well: it costs little, and where widths are coarse it may end elsewhere
+        other = problem.improved(np.zeros_like(problem.tops))
+        state = max(state, other, key=problem.values)
+    return problem.counts(state)
 
 
 class _Problem:
@@ -73,6 +78,7 @@ class _Problem:
     def __init__(self, units: Sequence[Unit], shares: Shares) -> None:
         longest = max((len(unit.allowed) for unit in units), default=1)
         self.tops = np.array([len(unit.allowed) - 1 for unit in units], dtype=np.int64)
+        self.few = int(self.tops.sum()) <= _FEW
         self._shares = shares
         self._all = np.arange(len(units))
         self._counts = np.zeros((len(units), longest), dtype=np.int64)
@@ -165,7 +171,8 @@ class _Problem:
     def _forced(self, state: Counts) -> Counts | None:
         """A more valuable state with one unit moved and held there, and the others fitted around it."""
         least = float(self.values(state)) * _MORE
-        for moved in self._moves(state, (-1, 1, -2, 2)):
+        longest = int(self.tops.max(initial=0)) if self.few else 2
+        for moved in self._moves(state, [sign * step for step in range(1, longest + 1) for sign in (-1, 1)]):
             held = int(np.argmax(moved != state))
             found = self._refilled(self.reduced(moved, held), held)
             if self.values(found) > least and self.shares(found)[0] <= 1.0:
