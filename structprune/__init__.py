@@ -1,6 +1,6 @@
 """structprune: smaller PyTorch networks, proven to compute what was promised."""
 
-from structprune.budget import Budget, Limit
+from structprune.budget import QUANTITIES, Budget, Limit
 from structprune.changes import Change
 from structprune.empty_weights import empty_weights
 from structprune.engines import trace
@@ -37,12 +37,14 @@ from structprune.storage import load, load_plans, save
 from structprune.streaming import FilesReport, apply_plan_to_files
 from structprune.summary import KindCut, QuantityCut
 from structprune.surgery import apply_plan
+from structprune.sweep import SweepPoint, sweep
 from structprune.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "KINDS",
+    "QUANTITIES",
     "Budget",
     "BudgetError",
     "Call",
@@ -71,6 +73,7 @@ __all__ = [
     "Staircase",
     "StorageError",
     "StructpruneError",
+    "SweepPoint",
     "TraceError",
     "VerificationError",
     "VerifyReport",
@@ -98,6 +101,7 @@ __all__ = [
     "select",
     "sparsify",
     "staircase",
+    "sweep",
     "trace",
     "verify",
     "weight_bytes",

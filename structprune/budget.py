@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from structprune.errors import InputError
 from structprune.runtime_settings import Runtime
 
-__all__ = ["Budget", "Limit"]
+__all__ = ["QUANTITIES", "Budget", "Limit"]
 
-_QUANTITIES = (
+QUANTITIES = (
     "channels",
     "params",
     "macs",
@@ -20,6 +20,8 @@ _QUANTITIES = (
     "peak_memory",
     "file_size",
 )
+"""What a `Budget` can bound."""
+
 _TIMED = ("latency", "latency_ms", "throughput")
 _FIGURES = {"latency_ms": "milliseconds", "throughput": "samples per second"}
 
@@ -67,7 +69,7 @@ class Budget:
     file_size: float | None = None
 
     def __post_init__(self) -> None:
-        names = ", ".join(f"{name}=" for name in _QUANTITIES)
+        names = ", ".join(f"{name}=" for name in QUANTITIES)
         if not self.limits:
             raise InputError(f"Budget takes one or several of {names}; got none")
         for limit in self.limits:
@@ -85,7 +87,7 @@ class Budget:
     @property
     def limits(self) -> tuple[Limit, ...]:
         """Every quantity that is bounded, with its value."""
-        given = ((name, getattr(self, name)) for name in _QUANTITIES)
+        given = ((name, getattr(self, name)) for name in QUANTITIES)
         return tuple(Limit(name, value) for name, value in given if value is not None)
 
     @property

@@ -18,11 +18,11 @@ from structprune.errors import InputError
 from structprune.plan import Keep, PruningPlan
 from structprune.selection.budgeting import VALUE, Task
 from structprune.selection.comparisons import counts_in_order
-from structprune.selection.contract import GraphLike, GroupLike, Prices
+from structprune.selection.contract import Counts, GraphLike, GroupLike, Prices
 from structprune.selection.ranking import SCOPES, normalised
 from structprune.selection.units import Constraints, build_units, candidate_groups
 
-__all__ = ["select"]
+__all__ = ["kept_importance", "select"]
 
 Scores = Mapping[str, NDArray[np.float64]]
 _FAINT = 1e-6  # of a group's mean: what a channel counts at least, whatever its score
@@ -159,14 +159,46 @@ def _weighted(graph: GraphLike, curves: Mapping[int, NDArray[np.float64]]) -> di
     return {position: _in_series(curve) * governed[position] for position, curve in curves.items()}
 
 
+def kept_importance(
+    graph: GraphLike,
+    scores: Scores,
+    counts: Counts,
+    *,
+    candidates: Iterable[int] | None = None,
+    ragged: bool = True,
+) -> float:
+    """The share of the importance that stays when each group keeps the best ``counts`` of its channels, in (0, 1].
+
+    It is what the scope "value" keeps the most of: the harmonic mean of what each group that may be cut keeps of its
+    scores, weighted by the MACs that it governs. ``candidates`` are the positions of these groups (default: all that
+    are free and cut by default).
+    """
+    if candidates is None:
+        candidates = [n for n, group in enumerate(graph.groups) if group.frozen is None and group.primary]
+    governed = graph.governed("macs")
+    whole, lost = 0.0, 0.0
+    for position in candidates:
+        group, weight = graph.groups[position], float(governed[position])
+        kept = _kept(_best_first(_scores_of(group, scores, ragged)))
+        whole += weight
+        lost += weight * float(kept[-1] / kept[counts[position] - 1])
+    return whole / lost if lost else 1.0
+
+
 def _in_series(curve: NDArray[np.float64]) -> NDArray[np.float64]:
     """By how much each channel, the best first, lowers the inverse of the share that is kept; the first counts as 1.
 
     >>> _in_series(np.array([3.0, 2.0, 1.0])).round(3).tolist()  # 3, 5, 6 of 6 are kept: the inverses are 2, 1.2, 1
     [1.0, 0.8, 0.2]
     """
-    kept = np.cumsum(np.maximum(curve, _FAINT * (float(np.abs(curve).mean()) or 1.0)))
+    kept = _kept(curve)
     return np.concatenate([[1.0], -np.diff(kept[-1] / kept)])
+
+
+def _kept(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is kept with the first channel, the first two, ...: a channel without a score counts for a little."""
+    kept: NDArray[np.float64] = np.cumsum(np.maximum(curve, _FAINT * (float(np.abs(curve).mean()) or 1.0)))
+    return kept
 
 
 def _best_first(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import structprune as sp
 from structprune.cli import app
+from structprune.select import kept_importance
 from tests.toy_runtime import EXAMPLE, WASTE, kernels, mlp
 
 
@@ -75,12 +76,14 @@ def test_the_choice_is_within_one_percent_of_the_best_there_is(seed: int, asked:
         whole = graph.price(quantity, graph.sizes())
         holds &= graph.levels(quantity, grid).max(axis=1) <= limit * whole
     governed = graph.governed("macs")
-    kept = np.zeros(len(grid))
+    lost = np.zeros(len(grid))
     for n in free:
         best = np.sort(scores[graph.groups[n].name])[::-1]
-        kept += governed[n] * np.cumsum(best / best.sum())[grid[:, n] - 1]
+        lost += governed[n] / (np.cumsum(best) / best.sum())[grid[:, n] - 1]
+    kept = governed[free].sum() / lost
     own = float(kept[(grid == counts).all(axis=1)][0])
     assert own >= 0.99 * kept[holds].max()
+    assert own == pytest.approx(kept_importance(graph, scores, counts))
 
 
 @pytest.mark.parametrize("scope", ["layer", "global", "isomorphic"])

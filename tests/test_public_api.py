@@ -10,10 +10,10 @@ import structprune as sp
 
 NAMES = [
     # the way from a model to a smaller one, step by step and in one call
-    "trace", "score", "select", "apply_plan", "verify", "prune", "rewrite",
+    "trace", "score", "select", "apply_plan", "verify", "prune", "rewrite", "sweep",
     # what the steps pass on
-    "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "KINDS", "Layer", "Limit", "PruningPlan",
-    "Change", "KindCut", "QuantityCut", "PruneReport", "PruneResult", "VerifyReport",
+    "Budget", "ChannelGroup", "DependencyGraph", "Frozen", "KINDS", "Layer", "Limit", "PruningPlan", "QUANTITIES",
+    "Change", "KindCut", "QuantityCut", "SweepPoint", "PruneReport", "PruneResult", "VerifyReport",
     # after the cut
     "RefitReport", "refit",
     # measuring

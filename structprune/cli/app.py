@@ -20,6 +20,7 @@ from structprune.cli.prune import prune
 from structprune.cli.rules import rules
 from structprune.cli.sparsify import sparsify
 from structprune.cli.staircase import staircase
+from structprune.cli.sweep import sweep
 
 __all__ = ["app", "main"]
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     epilog=EXIT_CODES_HELP,
 )
-for command in (demo, inspect, prune, plan, apply, sparsify, bench, staircase, export, rules):
+for command in (demo, inspect, prune, sweep, plan, apply, sparsify, bench, staircase, export, rules):
     app.command(epilog=EXIT_CODES_HELP)(command)
 
 
