@@ -19,8 +19,7 @@ from structprune.engines import trace
 from structprune.errors import BudgetError, InputError
 from structprune.forecast import LatencyForecast, learn
 from structprune.graph import DependencyGraph
-from structprune.importance import score
-from structprune.importance.scoring import Criterion
+from structprune.importance import Criterion, Loss, score
 from structprune.inputs import batch_size, normalize_inputs
 from structprune.latency import Measurement, Ratio, measure_latency, ratio
 from structprune.outputs import Outputs
@@ -84,6 +83,8 @@ def sweep(
     budgets: Iterable[Budget],
     criterion: str | Criterion = "l2",
     *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     runtime: str | Runtime | None = None,
     measure: bool = False,
     scope: str | None = None,
@@ -125,7 +126,7 @@ def sweep(
     keep, only = module_names(model, keep), module_names(model, only)
     graph = trace(model, example_inputs, engine, engine_options, outputs)
     options: dict[str, Any] = {} if seed is None else {"seed": seed}
-    scores = score(model, graph, criterion, **options)
+    scores = score(model, graph, criterion, data=data, loss=loss, **options)
     choose = partial(
         select,
         graph,
