@@ -18,7 +18,7 @@ from structprune.forecast.sampling import draw, profiler
 from structprune.graph import DependencyGraph
 from structprune.inputs import normalize_inputs
 from structprune.runtime_settings import Runtime
-from structprune.runtimes import TimedCall, inputs_for, model_for, prepare
+from structprune.runtimes import inputs_for, model_for, prepare
 from structprune.runtimes.profiles import Kernel, Profile
 
 __all__ = ["forecast_latency", "learn"]
@@ -27,11 +27,8 @@ _FIRST = (64, 64, 32, 32, 16, 16, 8, 8, 4, 2, 1)
 """Alignments that are profiled before anything is forecast: coarse ones say how latency grows with width, fine ones
 where the stairs are."""
 _ROUND = 4  # networks that are forecast, then profiled
-_ROUNDS = 6
+_ROUNDS = 4
 _RIGHT = 0.025  # median error of a round after which no more are needed
-_TRIES = 3
-_STEADY = 0.05  # a profile beside which the whole network's times changed by more is taken again
-_CALLS = 4  # of the whole network, before and after each profile
 
 Counts = np.ndarray
 
@@ -107,7 +104,6 @@ class _Samples:
         self._cache = Cache.of(graph, (args, kwargs), runtime)
         self._stack = ExitStack()
         self._profile: Callable[[Counts], Profile] | None = None
-        self._whole: TimedCall | None = None
         self._taken: list[Sample] = []
         self._number: dict[int, int] = {}
 
@@ -158,16 +154,9 @@ class _Samples:
         return float(np.median([sample.profile.reference_ms for sample in self._taken]))
 
     def _profiled(self, counts: Counts) -> Profile:
-        if self._profile is None or self._whole is None:
+        if self._profile is None:
             runtime, model, args, kwargs = self._setting
-            self._profile = profiler(runtime, model, self._graph, self._free, args, kwargs)
-            self._whole = self._stack.enter_context(prepare(runtime, model_for(runtime, model), args, kwargs))
-            self._whole()
-        tries: list[tuple[float, Profile]] = []
-        while len(tries) < _TRIES and (not tries or tries[-1][0] > _STEADY):
-            before = [self._whole() for _ in range(_CALLS)]
-            profile = self._profile(counts)
-            after = [self._whole() for _ in range(_CALLS)]
-            drift = abs(float(np.log(np.median(after) / np.median(before))))
-            tries.append((drift, replace(profile, reference_ms=float(np.quantile(before + after, 0.25)))))
-        return min(tries, key=lambda one: one[0])[1]
+            whole = self._stack.enter_context(prepare(runtime, model_for(runtime, model), args, kwargs))
+            whole()
+            self._profile = profiler(runtime, model, self._graph, self._free, args, kwargs, whole)
+        return self._profile(counts)

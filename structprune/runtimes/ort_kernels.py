@@ -21,10 +21,14 @@ from structprune.errors import ExportError
 from structprune.runtime_settings import Runtime
 from structprune.runtimes.ort import as_zero, open_session, session_options
 from structprune.runtimes.profiles import Kernel, Profile
+from structprune.runtimes.registry import TimedCall
 
 __all__ = ["profile_onnx"]
 
 _EVENT = "_kernel_time"
+_WARMUP = 2
+_ROUNDS = (4, 10)  # least and most
+_MOST_MS = 800.0  # of one network and the one beside it, in all rounds that are profiled
 _LAYOUT = re.compile(r"(_nchwc|_token_\d+)+$")
 
 
@@ -32,13 +36,13 @@ def profile_onnx(
     model: bytes | Path,
     feeds: Mapping[str, np.ndarray[Any, Any]],
     runtime: Runtime,
-    *,
-    warmup: int = 2,
-    rounds: int = 10,
+    beside: TimedCall | None = None,
 ) -> Profile:
-    """The profile of an ONNX model: of each kernel the lower quartile over the rounds, since a busy machine only adds.
+    """The profile of an ONNX model: of each kernel the median over the rounds.
 
-    Subnormal numbers count as zero, so that the values of the weights do not matter.
+    ``beside`` times another network, by turns with this one: each round's times are scaled to the usual time of that,
+    so that they say less of what else the machine was doing. Subnormal numbers count as zero, so that the values of the
+    weights do not matter.
 
     Raises:
         ExportError: where onnxruntime cannot run the model.
@@ -50,24 +54,34 @@ def profile_onnx(
         session = open_session(model, runtime, options)
         with as_zero(runtime):
             try:
-                for _ in range(warmup + rounds):
-                    session.run(None, dict(feeds))
+                before = [_turn(session, feeds, beside) for _ in range(_WARMUP)]
+                rounds = int(np.clip(_MOST_MS / max(sum(before[-1]), 1e-3), *_ROUNDS))
+                before += [_turn(session, feeds, beside) for _ in range(rounds)]
             except Exception as error:
                 raise ExportError(
                     f"onnxruntime {onnxruntime.__version__} cannot run the model: {error}"
                 ) from error
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-            wholes = [_timed(session, feeds) for _ in range(rounds)]
-    return Profile(_read(events, warmup), float(np.quantile(wholes, 0.25)))
+            after = [_turn(session, feeds, beside) for _ in range(rounds)]
+    others = np.array([other for _, other in (*before, *after)])
+    usual = float(np.median(others))
+    speed = usual / others
+    wholes = np.array([own for own, _ in after]) * speed[-rounds:]
+    return Profile(_read(events, speed[: len(before)]), float(np.median(wholes)), usual)
 
 
-def _timed(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray[Any, Any]]) -> float:
+def _turn(
+    session: onnxruntime.InferenceSession,
+    feeds: Mapping[str, np.ndarray[Any, Any]],
+    beside: TimedCall | None,
+) -> tuple[float, float]:
+    """Milliseconds of one run, and of one of the network beside it."""
     start = time.perf_counter()
     session.run(None, dict(feeds))
-    return (time.perf_counter() - start) * 1e3
+    return (time.perf_counter() - start) * 1e3, 1.0 if beside is None else beside()
 
 
-def _read(events: list[dict[str, Any]], warmup: int) -> tuple[Kernel, ...]:
+def _read(events: list[dict[str, Any]], speed: np.ndarray[Any, Any]) -> tuple[Kernel, ...]:
     times: dict[str, list[float]] = {}
     first: dict[str, dict[str, Any]] = {}
     runs = 0
@@ -82,7 +96,7 @@ def _read(events: list[dict[str, Any]], warmup: int) -> tuple[Kernel, ...]:
     named: dict[str, int] = {}
     for name, values in times.items():
         calls = len(values) // runs  # a kernel in a loop's body runs several times
-        per_run = np.array(values[: calls * runs]).reshape(runs, calls).sum(axis=1)[warmup:]
+        per_run = np.array(values[: calls * runs]).reshape(runs, calls).sum(axis=1)
         args = first[name]
         short = _LAYOUT.sub("", name.removesuffix(_EVENT))
         number = named[short] = named.get(short, 0) + 1
@@ -91,7 +105,7 @@ def _read(events: list[dict[str, Any]], warmup: int) -> tuple[Kernel, ...]:
                 short if number == 1 else f"{short}#{number}",
                 str(args["op_name"]),
                 _shapes(args),
-                float(np.quantile(per_run, 0.25)),
+                float(np.median((per_run * speed)[_WARMUP:])),
             )
         )
     return tuple(kernels)
