@@ -72,6 +72,11 @@ def _widths(size: int, alignment: int) -> list[int]:
     return odd or fitting or [size]
 
 
+def _alone() -> float:
+    """Stands for a network beside the one that is profiled, where there is none."""
+    return 1.0
+
+
 def profiler(
     runtime: Runtime,
     model: nn.Module,
@@ -79,7 +84,7 @@ def profiler(
     free: frozenset[int],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    beside: TimedCall,
+    beside: TimedCall = _alone,
 ) -> Profiler:
     """A function from counts to the profile of the network at these counts on ``runtime``, ``beside`` another one.
 
