@@ -20,9 +20,9 @@ from structprune.selection.budgeting import VALUE, Task
 from structprune.selection.comparisons import counts_in_order
 from structprune.selection.contract import Counts, GraphLike, GroupLike, Prices
 from structprune.selection.ranking import SCOPES, normalised
-from structprune.selection.units import Constraints, build_units, candidate_groups
+from structprune.selection.units import Constraints, Unit, build_units, candidate_groups
 
-__all__ = ["kept_importance", "select"]
+__all__ = ["kept_importance", "select", "value_units"]
 
 Scores = Mapping[str, NDArray[np.float64]]
 _FAINT = 1e-6  # of a group's mean: what a channel counts at least, whatever its score
@@ -94,9 +94,9 @@ def select(
         group.name: _scores_of(group, scores, ragged) for group in (graph.groups[n] for n in candidates)
     }
     curves = _curves(graph.groups, scores, candidates, normalize)
-    if scope == VALUE:
-        curves = _weighted(graph, curves)
-    units = build_units(graph.groups, curves, candidates, bounds)
+    units = build_units(
+        graph.groups, _weighted(graph, curves) if scope == VALUE else curves, candidates, bounds
+    )
     limit = Task(graph, tuple(candidates), units, budget, bounds, prices if budget.timed else None).limit(
         scope, original
     )
@@ -107,6 +107,22 @@ def select(
         if count < group.size
     }
     return graph.plan(kept, budget=budget, criterion=criterion, scope=scope)
+
+
+def value_units(
+    graph: GraphLike,
+    scores: Scores,
+    alignment: Mapping[str, int],
+    *,
+    keep: str | Iterable[str] = (),
+    only: str | Iterable[str] = (),
+) -> tuple[Unit, ...]:
+    """The units that `select` chooses widths for under the scope "value": their widths, and what each is worth."""
+    bounds = Constraints(keep=_listed(keep), only=_listed(only), alignment=alignment)
+    candidates = candidate_groups(graph.groups, bounds)
+    found = {graph.groups[n].name: _scores_of(graph.groups[n], scores, ragged=True) for n in candidates}
+    curves = _weighted(graph, _curves(graph.groups, found, candidates, "mean"))
+    return build_units(graph.groups, curves, candidates, bounds)
 
 
 def best(scores: NDArray[np.float64], count: int) -> Keep:

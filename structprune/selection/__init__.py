@@ -2,3 +2,11 @@
 
 Everything here is numbers: counts of channels, scores, and the graph's price for a vector of counts.
 """
+
+from __future__ import annotations
+
+from structprune.selection.contract import Prices
+from structprune.selection.knapsack import most_valuable
+from structprune.selection.units import Unit
+
+__all__ = ["Prices", "Unit", "most_valuable"]
