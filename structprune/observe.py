@@ -159,7 +159,7 @@ class Use:
     def square_sums(self) -> Tensor:
         """The sum over the rows of their squares, ``[groups, inputs]``, in float32 at least."""
         x = self.input.detach()
-        squares = x.to(torch.promote_types(x.dtype, torch.float32)).square()
+        squares = x.abs().to(torch.promote_types(x.dtype, torch.float32).to_real()).square()
         if self.place.sliding is not None and x.ndim == self.weight.ndim:
             squares = squares.sum(0, keepdim=True)  # over samples first: patches of one, instead of all
         return self.place.rows(squares).sum(1)

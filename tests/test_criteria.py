@@ -585,6 +585,54 @@ def test_inputs_that_are_not_seen_are_an_error() -> None:
             sp.score(model, Graph(tuple(groups)), name, data=[x])
 
 
+def test_complex_weights_and_inputs() -> None:
+    class Spectral(nn.Module):
+        """Hidden channels that are complex: made and read by complex weights."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Parameter(torch.randn(8, 5, dtype=torch.complex128))
+            self.down = nn.Parameter(torch.randn(5, 3, dtype=torch.complex128))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (torch.fft.fft(x) @ self.up @ self.down).abs()
+
+    model, x = Spectral(), torch.randn(20, 8).double()
+    (group,) = free(sp.trace(model, x))
+    hidden = torch.fft.fft(x) @ model.up.detach()
+    size = (hidden.abs().square().sum(0) / 20).sqrt() * model.down.detach().abs().sum(1)
+    (found,) = sp.score(model, Graph((group,)), "wanda", data=[x]).values()
+    np.testing.assert_allclose(found, size.numpy())
+    aim = hidden @ model.down.detach()
+    lost = []
+    for channel in range(5):
+        left = hidden[:, [other for other in range(5) if other != channel]]
+        lost.append(float((left @ torch.linalg.lstsq(left, aim).solution - aim).abs().square().sum()) / 20)
+    (found,) = sp.score(model, Graph((group,)), "obs", data=[x], damping=1e-12).values()
+    np.testing.assert_allclose(found, lost, rtol=1e-4)
+    for name in LABELLED:
+        (found,) = sp.score(
+            model, Graph((group,)), name, data=[x], loss=lambda o, _: o.square().mean()
+        ).values()
+        assert (found > 0).all()
+
+
+def test_a_forward_that_fails_says_on_what() -> None:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x[0] * x[1]).relu())
+
+    model, x = Pairs(), torch.randn(2, 4)
+    graph = sp.trace(model, x)
+    sp.score(model, graph, "taylor", data=[x], loss=lambda o, _: o.sum())
+    with pytest.raises(sp.InputError, match=r"forward failed on 1 sample of data.*gradients: IndexError"):
+        sp.score(model, graph, "fisher", data=[x], loss=lambda o, _: o.sum())
+
+
 def test_options_go_where_they_belong() -> None:
     case = built("mlp")
     one, other = case.score("hessian", seed=1), case.score("hessian", seed=2)

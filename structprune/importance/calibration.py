@@ -88,7 +88,7 @@ class Calibration:
     def loss_of(self, twin: Twin, batch: Batch) -> Tensor:
         """The loss of a batch, ready for differentiation; raises InputError where it is not one finite number."""
         with torch.inference_mode(False), torch.enable_grad():
-            value = self.loss(twin.run(*batch.args, **batch.kwargs), twin.admitted(batch.target))
+            value = self.loss(self.output_of(twin, batch), twin.admitted(batch.target))
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise InputError(f"loss must return one number, the mean over the batch; got {_told(value)}")
         if not math.isfinite(value.item()):
@@ -97,13 +97,29 @@ class Calibration:
             raise InputError("the loss does not depend on the model's parameters: check loss=")
         return value.reshape(())
 
+    def output_of(self, twin: Twin, batch: Batch) -> Any:
+        """What the twin makes of a batch; raises InputError where it fails."""
+        try:
+            return twin.run(*batch.args, **batch.kwargs)
+        except Exception as error:  # the public boundary around the user's forward: any error it can raise
+            raise InputError(
+                f"the model's forward failed on {batch.size} sample{'s' * (batch.size > 1)} of data, in eval mode"
+                f"{' and with gradients' * twin.gradients}: {type(error).__name__}: {error}"
+            ) from error
+
 
 class Sums:
-    """Sums of tensors of the parameters' shapes, in float32 at least, and the number of samples."""
+    """Sums of tensors of the parameters' shapes, in float32 at least, and the number of samples.
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    With `real` they are real numbers where parameters are complex.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], real: bool = False) -> None:
         self.count = 0
-        self.totals = {name: torch.zeros_like(p, dtype=_wide(p.dtype)) for name, p in parameters.items()}
+        self.totals = {}
+        for name, parameter in parameters.items():
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            self.totals[name] = torch.zeros_like(parameter, dtype=dtype.to_real() if real else dtype)
 
     def add(self, values: Mapping[str, Tensor | None], samples: int, count: bool = True) -> None:
         """Add values that are means over `samples`, which are counted unless they were before; None adds nothing."""
@@ -182,10 +198,6 @@ def batches_of(model: nn.Module, data: Iterable[Any]) -> Iterator[Batch]:
                 "two positional arguments without a target are written ((a, b), None)"
             ) from None
         yield Batch(args, kwargs, target, batch_size((args, kwargs)))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _told(value: Any) -> str:

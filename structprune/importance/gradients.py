@@ -49,11 +49,11 @@ def fisher_diagonal(calibration: Calibration) -> dict[str, Tensor]:
     with the batch and would depend on how the data were cut into batches.
     """
     twin, parameters = _twin(calibration)
-    sums = Sums(parameters)
+    sums = Sums(parameters, real=True)
     for batch in calibration:
         for sample in batch.samples():
             found = _gradients(calibration.loss_of(twin, sample), parameters)
-            sums.add({name: None if g is None else _wide(g).square() for name, g in found.items()}, 1)
+            sums.add({name: None if g is None else _wide(g).abs().square() for name, g in found.items()}, 1)
     return sums.means()
 
 
@@ -67,7 +67,7 @@ def hessian_diagonal(calibration: Calibration, *, probes: int = 8, seed: int = 0
     if probes < 1:
         raise InputError(f"{probes=}: at least one random vector is needed")
     twin, parameters = _twin(calibration)
-    sums = Sums(parameters)
+    sums = Sums(parameters, real=True)
     for batch in calibration:
         with _twice_differentiable():
             slopes = _slopes(calibration.loss_of(twin, batch), parameters)
@@ -75,7 +75,7 @@ def hessian_diagonal(calibration: Calibration, *, probes: int = 8, seed: int = 0
                 signs = {n: _signs(p, (seed, probe, zlib.crc32(n.encode()))) for n, p in parameters.items()}
                 bent = _curvature(slopes, parameters, signs)
                 sums.add(
-                    {n: None if b is None else signs[n] * b / probes for n, b in bent.items()},
+                    {n: None if b is None else (signs[n] * b).real / probes for n, b in bent.items()},
                     batch.size,
                     probe == 0,
                 )
@@ -118,11 +118,11 @@ def hessian(group: GroupTensors) -> NDArray[np.float64]:
 
 
 def _products(weight: Tensor, gradient: Tensor) -> Tensor:
-    return weight.to(gradient.dtype) * gradient
+    return (weight.to(gradient.dtype).conj() * gradient).real
 
 
 def _saliency(weight: Tensor, curvature: Tensor) -> Tensor:
-    return weight.to(curvature.dtype).square() * curvature / 2
+    return weight.abs().to(curvature.dtype).square() * curvature / 2
 
 
 def _twin(calibration: Calibration) -> tuple[Twin, dict[str, Tensor]]:

@@ -35,14 +35,14 @@ def contributions(calibration: Calibration) -> dict[str, Tensor]:
             squares[use.place] = found if known is None else known.add_(found)
             weights[use.place] = use.weight
 
-    sums = Sums({name: twin.parameters[name] for name in calibration.parameters})
+    sums = Sums({name: twin.parameters[name] for name in calibration.parameters}, real=True)
     for batch in calibration:
         twin.watch(each, *batch.args, **batch.kwargs)
         sums.count += batch.size
     require_observed(calibration, twin, {place.parameter for place in squares})
     for place, total in squares.items():
         energy = torch.zeros_like(sums.totals[place.parameter])
-        weight = place.seen(weights[place]).flatten(2).to(energy.dtype)
+        weight = place.seen(weights[place]).flatten(2).abs().to(energy.dtype)
         place.put(energy, weight.square() * total.unsqueeze(1))
         sums.totals[place.parameter] += energy
     return {name: mean.sqrt_() for name, mean in sums.means().items()}

@@ -45,7 +45,7 @@ class InputGram:
         """
         errors = np.zeros(size)
         for weight, gram, own in zip(self.weight, self.gram, labels, strict=True):
-            ridge = self.damping * gram.diagonal().mean()
+            ridge = self.damping * gram.diagonal().real.mean()
             if ridge <= 0:  # no data came here: nothing is lost
                 continue
             damped = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -54,13 +54,13 @@ class InputGram:
                 at = torch.from_numpy(positions).to(gram.device)
                 block = inverse[at.unsqueeze(2), at.unsqueeze(1)]  # [n, k, k]
                 removed = weight.t()[at]  # [n, k, outputs]
-                lost = (removed * torch.linalg.solve(block, removed)).sum((1, 2))
+                lost = (removed.conj() * torch.linalg.solve(block, removed)).real.sum((1, 2))
                 errors[channels] += lost.cpu().numpy()
         return errors
 
     def energies(self) -> Tensor:
         """The squared size of each output per sample, ``[groups, outputs]``."""
-        return ((self.weight @ self.gram) * self.weight).sum(2)
+        return ((self.weight.conj() @ self.gram) * self.weight).real.sum(2)
 
 
 def input_grams(calibration: Calibration, *, damping: float = 1e-4) -> dict[str, list[InputGram]]:
@@ -81,9 +81,9 @@ def input_grams(calibration: Calibration, *, damping: float = 1e-4) -> dict[str,
 
     def each(use: Use) -> None:
         if use.place.parameter in wanted:
-            rows = use.rows().double()
+            rows = _exact(use.rows())
             known = grams.setdefault(use.place, rows.new_zeros(len(rows), rows.shape[2], rows.shape[2]))
-            known.baddbmm_(rows.mT, rows)
+            known.baddbmm_(rows.mH, rows)
             weights[use.place] = use.weight
 
     for batch in calibration:
@@ -93,12 +93,12 @@ def input_grams(calibration: Calibration, *, damping: float = 1e-4) -> dict[str,
     device = next(iter(twin.devices), torch.device("cpu"))
     count = max(everywhere(count, device), 1)
     found: dict[str, list[InputGram]] = {}
-    for place, shape in _everywhere(grams):
-        gram = summed(grams.get(place, torch.zeros(shape, dtype=torch.float64, device=device))).div_(count)
+    for place, shape, dtype in _everywhere(grams):
+        gram = summed(grams.get(place, torch.zeros(shape, dtype=dtype, device=device))).div_(count)
         if place in weights:
-            weight = place.seen(weights[place]).flatten(2).double()
+            weight = _exact(place.seen(weights[place]).flatten(2))
         else:  # only other processes' data came here
-            weight = place.matrices(twin.parameters[place.parameter].detach()).double()
+            weight = _exact(place.matrices(twin.parameters[place.parameter].detach()))
         found.setdefault(place.parameter, []).append(InputGram(place, weight, gram, damping))
     return found
 
@@ -146,11 +146,15 @@ def _sets(labels: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np
     ]
 
 
-def _everywhere(grams: Mapping[Place, Tensor]) -> list[tuple[Place, torch.Size]]:
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _everywhere(grams: Mapping[Place, Tensor]) -> list[tuple[Place, torch.Size, torch.dtype]]:
     """The places that any process's data came to, in the same order in all of them."""
-    own = [(place, gram.shape) for place, gram in grams.items()]
+    own = [(place, gram.shape, gram.dtype) for place, gram in grams.items()]
     if processes() > 1:
-        gathered: list[list[tuple[Place, torch.Size]]] = [[] for _ in range(processes())]
+        gathered: list[list[tuple[Place, torch.Size, torch.dtype]]] = [[] for _ in range(processes())]
         dist.all_gather_object(gathered, own)
-        own = list({place: shape for part in gathered for place, shape in part}.items())
+        own = list(dict.fromkeys(found for part in gathered for found in part))
     return own
