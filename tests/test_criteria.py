@@ -36,7 +36,7 @@ DATA = sorted(name for name, function in CRITERIA.items() if needs_of(function) 
 LABELLED = sorted(name for name in DATA if needs_of(CRITERIA[name]).labels)
 PLAIN = sorted(set(CRITERIA) - set(DATA))
 # How scores grow where the loss, or all weights of a network without data, grow by a factor.
-WITH_THE_LOSS = {"taylor": 1, "fisher": 2, "hessian": 1}
+WITH_THE_LOSS = {"taylor": 1, "snip": 1, "fisher": 2, "hessian": 1}
 WITH_THE_WEIGHTS = {"l1": 1, "l2": 1, "linf": 1, "bn_scale": 1, "fpgm": 1, "lamp": 0, "random": 0}
 
 
@@ -138,7 +138,7 @@ def free(graph: DependencyGraph) -> list[ChannelGroup]:
 def test_the_table_says_how_each_criterion_scales() -> None:
     assert set(WITH_THE_LOSS) == set(LABELLED)
     assert set(WITH_THE_WEIGHTS) == set(PLAIN)
-    assert set(DATA) >= {"taylor", "fisher", "hessian", "wanda", "obs"}
+    assert set(DATA) >= {"taylor", "snip", "fisher", "hessian", "wanda", "obs"}
 
 
 @pytest.mark.parametrize("name", [*DATA, *PLAIN])
@@ -313,7 +313,7 @@ def test_scales_with_the_weights(name: str) -> None:
     equal(case.score(name), {group: 3 ** WITH_THE_WEIGHTS[name] * values for group, values in plain.items()})
 
 
-@pytest.mark.parametrize("name", ["taylor", "fisher", "wanda", "obs"])
+@pytest.mark.parametrize("name", ["taylor", "snip", "fisher", "wanda", "obs"])
 def test_a_factor_that_the_next_layer_undoes_has_no_say(name: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
@@ -327,7 +327,7 @@ def test_a_factor_that_the_next_layer_undoes_has_no_say(name: str) -> None:
     equal(sp.score(model, graph, name, data=[(x, y)]), plain)
 
 
-@pytest.mark.parametrize("name", ["taylor", "fisher", "wanda", "obs", "fpgm", "lamp"])
+@pytest.mark.parametrize("name", ["taylor", "snip", "fisher", "wanda", "obs", "fpgm", "lamp"])
 def test_follows_channels_that_are_put_in_another_order(name: str) -> None:
     case = built("mlp")
     plain, order = case.score(name), torch.tensor([3, 0, 5, 1, 2, 4])
@@ -366,14 +366,30 @@ def gradients(case: Case, start: int, stop: int) -> dict[str, Tensor]:
     return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
 
 
-def test_taylor_and_fisher_by_the_gradients_of_single_samples(case: Case) -> None:
+def test_first_order_by_the_gradients_of_single_samples(case: Case) -> None:
     weights = {name: p.detach() for name, p in case.model.named_parameters()}
     single = [gradients(case, n, n + 1) for n in range(12)]
-    first = {n: (w * torch.stack([g[n] for g in single]).mean(0)).abs() for n, w in weights.items()}
-    second = {n: w**2 * torch.stack([g[n] ** 2 for g in single]).mean(0) / 2 for n, w in weights.items()}
     groups = free(case.graph)
-    equal(case.score("taylor"), {group.name: by_channel(group, first) for group in groups})
-    equal(case.score("fisher"), {group.name: by_channel(group, second) for group in groups})
+    slopes = {}
+    for group in groups:
+        roles = "in" if any(m.role == "in" for m in group.members) else "out in affine"
+        each = [by_channel(group, {n: w * g[n] for n, w in weights.items()}, roles) for g in single]
+        slopes[group.name] = np.abs(each).mean(0)
+    equal(case.score("taylor"), slopes)
+    mean = {n: (w * torch.stack([g[n] for g in single]).mean(0)).abs() for n, w in weights.items()}
+    equal(case.score("snip"), {group.name: by_channel(group, mean) for group in groups})
+    squares = {n: w**2 * torch.stack([g[n] ** 2 for g in single]).mean(0) / 2 for n, w in weights.items()}
+    equal(case.score("fisher"), {group.name: by_channel(group, squares) for group in groups})
+
+
+def test_taylor_is_the_slope_of_a_gate() -> None:
+    case = built("mlp")
+    gate = torch.ones(12, 6, dtype=torch.float64, requires_grad=True)
+    first, second = case.model[:2], case.model[2:]
+    losses = F.cross_entropy(second(first(case.x) * gate), case.y, reduction="sum")
+    (slopes,) = torch.autograd.grad(losses, gate)
+    (found, _) = case.score("taylor").values()
+    np.testing.assert_allclose(found, slopes.abs().mean(0).numpy())
 
 
 def test_hessian_by_the_exact_one() -> None:
@@ -628,7 +644,7 @@ def test_a_forward_that_fails_says_on_what() -> None:
 
     model, x = Pairs(), torch.randn(2, 4)
     graph = sp.trace(model, x)
-    sp.score(model, graph, "taylor", data=[x], loss=lambda o, _: o.sum())
+    sp.score(model, graph, "snip", data=[x], loss=lambda o, _: o.sum())
     with pytest.raises(sp.InputError, match=r"forward failed on 1 sample of data.*gradients: IndexError"):
         sp.score(model, graph, "fisher", data=[x], loss=lambda o, _: o.sum())
 

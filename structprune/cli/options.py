@@ -120,7 +120,7 @@ CriterionOption = Annotated[
     typer.Option(
         "--criterion",
         help="A channel's importance, by weights: l1, l2, linf, bn_scale, fpgm, lamp; by chance: random; by --data: "
-        "wanda, obs (inputs), taylor, fisher, hessian (inputs and targets).",
+        "wanda, obs (inputs), taylor, snip, fisher, hessian (inputs and targets).",
     ),
 ]
 DataOption = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from structprune.importance.calibration import Batch, Calibration, Loss, Sums
 from structprune.importance.chance import random
-from structprune.importance.gradients import fisher, hessian, taylor
+from structprune.importance.gradients import fisher, hessian, snip, taylor
 from structprune.importance.groups import Combination, GroupTensors, MemberTensor
 from structprune.importance.inputs import wanda
 from structprune.importance.magnitude import l1, l2, linf
@@ -53,6 +53,7 @@ __all__ = [
     "plain_sum",
     "random",
     "score",
+    "snip",
     "square_sum",
     "taylor",
     "wanda",

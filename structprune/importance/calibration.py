@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from structprune.errors import InputError
@@ -24,7 +26,16 @@ from structprune.inputs import batch_size, map_tensors, normalize_inputs
 from structprune.observe import Twin
 from structprune.outputs import output_tensors
 
-__all__ = ["Batch", "Calibration", "Loss", "Sums", "batches_of", "cross_entropy", "processes"]
+__all__ = [
+    "Batch",
+    "Calibration",
+    "Loss",
+    "Sums",
+    "batches_of",
+    "cross_entropy",
+    "mean_everywhere",
+    "processes",
+]
 
 Loss = Callable[[Any, Any], Tensor]
 """`loss(output, target)` -> one number, the mean over the batch."""
@@ -161,6 +172,18 @@ def summed(tensor: Tensor) -> Tensor:
 def everywhere(count: int, device: torch.device) -> int:
     """The sum of a number over all processes."""
     return int(summed(torch.tensor(count, device=device))) if processes() > 1 else count
+
+
+def mean_everywhere(sums: Mapping[str, NDArray[np.float64]], count: int) -> dict[str, NDArray[np.float64]]:
+    """Sums over this process's samples, `count` of them, as means over those of all processes."""
+    device = torch.device("cpu")
+    if processes() > 1 and dist.get_backend() == "nccl":
+        device = torch.device("cuda", torch.cuda.current_device())
+    everything = max(everywhere(count, device), 1)
+    return {
+        name: summed(torch.from_numpy(total).to(device)).cpu().numpy() / everything
+        for name, total in sums.items()
+    }
 
 
 def cross_entropy(output: Any, target: Any) -> Tensor:

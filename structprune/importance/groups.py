@@ -8,8 +8,8 @@ A criterion is a function of one `GroupTensors`, returning one number per channe
     def products(weight, gradient):
         return weight * gradient
 
-    @criterion(mean_gradients)  # a statistic of the data: for each parameter a tensor of its shape
-    def taylor(group):
+    @criterion(mean_gradients, labels=True)  # a statistic of the data: for each parameter a tensor of its shape
+    def snip(group):
         return group.total(abs_sum, of=products)
 
 A reduction's result is shared, under the function's identity, between the groups that a tensor belongs to:
@@ -135,6 +135,12 @@ class _Shared:
                 dim: vector.detach().double().cpu().numpy() for dim, vector in zip(dims, vectors, strict=True)
             }
         return self.reduced[key][member.dim]
+
+    def collected(self, statistics: Mapping[str, Any]) -> None:
+        """Put new statistics in the place of what was there, and of all that was worked out with it."""
+        self.statistics.clear()
+        self.statistics.update(statistics)
+        self.reduced.clear()
 
     def values(self, member: MemberTensor, of: Combination | None) -> torch.Tensor:
         if of is None:

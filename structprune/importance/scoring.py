@@ -37,12 +37,12 @@ def score(
 
     `criterion` is a name or a function of one `GroupTensors` that returns one number per channel; `options` are
     passed on to it (`score(model, graph, "random", seed=1)`). l1, l2, linf, bn_scale, fpgm, lamp and random read the
-    weights alone. wanda and obs also take `data`, an iterable of inputs or of pairs (inputs, target); taylor, fisher
-    and hessian take pairs, and `loss(output, target)`, a mean over the batch (default: cross entropy of logits and
-    integer classes). The data are gone through once, in eval mode; where several processes run, each brings its own,
-    and all get the scores of all of it. The others pass data over. The model is only read. `weights` names safetensors
-    files (a folder, a file or an index) to take the values from instead, one tensor at a time: the model may then lie
-    on the meta device and the files be larger than memory.
+    weights alone. wanda and obs also take `data`, an iterable of inputs or of pairs (inputs, target); taylor, snip,
+    fisher and hessian take pairs, and `loss(output, target)`, a mean over the batch (default: cross entropy of logits
+    and integer classes). The data are gone through once, in eval mode; where several processes run, each brings its
+    own, and all get the scores of all of it. The others pass data over. The model is only read. `weights` names
+    safetensors files (a folder, a file or an index) to take the values from instead, one tensor at a time: the model
+    may then lie on the meta device and the files be larger than memory.
 
     Raises InputError for an unknown name or option, data or labels that are missing or do not fit, weights of another
     model, scores of the wrong shape, and scores that are not finite; StorageError for files that are missing or
@@ -61,7 +61,7 @@ def score(
     if needs is not None and groups:
         calibration = Calibration(model, groups, data or (), loss or cross_entropy, needs.labels)
         with torch.inference_mode(False):
-            groups[0].shared.statistics.update(needs.collect(calibration, **theirs))
+            groups[0].shared.collected(needs.collect(calibration, **theirs))
     with torch.no_grad():
         return {group.name: _checked(group, _call(function, group, ours)) for group in groups}
 
