@@ -172,7 +172,7 @@ ThroughputOption = Annotated[
     ),
 ]
 RuntimeOption = Annotated[
-    str, typer.Option("--runtime", help="Where latency is measured: onnxruntime or torch.")
+    str, typer.Option("--runtime", help="Where latency is measured: onnxruntime, torch or torch-compile.")
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads of one inference.")]
 BatchOption = Annotated[

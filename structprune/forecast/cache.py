@@ -45,8 +45,8 @@ class Cache:
                 self._read(line)
 
     @classmethod
-    def of(cls, graph: DependencyGraph, inputs: Any, runtime: Runtime) -> Cache:
-        """The cache of a traced network with these inputs."""
+    def of(cls, graph: DependencyGraph, inputs: Any, runtime: Runtime, kernels_of: str = "") -> Cache:
+        """The cache of a traced network with these inputs; of another runtime's kernels with ``kernels_of``."""
         described = {
             "format": _FORMAT,
             "network": graph.fingerprint,
@@ -55,6 +55,7 @@ class Cache:
             "inputs": [(str(t.dtype), list(t.shape)) for t in tensors_in(inputs)],
             **runtime.settings(),
             "environment": describe_environment(),
+            **({"kernels_of": kernels_of} if kernels_of else {}),
         }
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         return cls(cache_folder() / "latency" / f"{digest[:32]}.jsonl")

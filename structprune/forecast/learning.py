@@ -11,10 +11,11 @@ import numpy as np
 from torch import nn
 
 from structprune.assembly import trace
+from structprune.forecast.borrowed import profiler_of
 from structprune.forecast.cache import Cache
 from structprune.forecast.forecast import LatencyForecast
 from structprune.forecast.forms import Sample
-from structprune.forecast.sampling import draw, profiler
+from structprune.forecast.sampling import draw
 from structprune.graph import DependencyGraph
 from structprune.inputs import normalize_inputs
 from structprune.runtime_settings import Runtime
@@ -158,5 +159,5 @@ class _Samples:
             runtime, model, args, kwargs = self._setting
             whole = self._stack.enter_context(prepare(runtime, model_for(runtime, model), args, kwargs))
             whole()
-            self._profile = profiler(runtime, model, self._graph, self._free, args, kwargs, whole)
+            self._profile = profiler_of(runtime, model, self._graph, self._free, args, kwargs, whole)
         return self._profile(counts)

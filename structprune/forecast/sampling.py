@@ -17,12 +17,12 @@ from structprune.graph import DependencyGraph
 from structprune.runtime_settings import Runtime
 from structprune.runtimes import TimedCall, model_for, require_known
 from structprune.runtimes.onnx_convert import convert
-from structprune.runtimes.ort import PROVIDERS, providers, to_numpy
+from structprune.runtimes.ort import providers, to_numpy
 from structprune.runtimes.ort_kernels import profile_onnx
 from structprune.runtimes.profiles import Profile, module_profiler
 from structprune.selection.units import reachable
 
-__all__ = ["Profiler", "draw", "profiler"]
+__all__ = ["Profiler", "draw", "has_profiler", "profiler"]
 
 _NARROWEST = 0.2
 _DRAWS = 30
@@ -77,6 +77,11 @@ def _alone() -> float:
     return 1.0
 
 
+def has_profiler(runtime: Runtime) -> bool:
+    """Whether the runtime says how long each kernel takes: onnxruntime's profiler does so for its CPU kernels."""
+    return runtime.name == "onnxruntime" or module_profiler(runtime.name) is not None
+
+
 def profiler(
     runtime: Runtime,
     model: nn.Module,
@@ -92,6 +97,11 @@ def profiler(
         InputError: for a runtime that has no profiler.
     """
     require_known(runtime)
+    if not has_profiler(runtime):
+        raise InputError(
+            f"runtime={runtime.name!r} does not say how long each of its kernels takes: use onnxruntime or torch, or "
+            "give it a profiler with structprune.runtimes.register_profiler"
+        )
     own = module_profiler(runtime.name)
     model = model_for(runtime, model)
     if own is not None:
@@ -101,11 +111,6 @@ def profiler(
             return _steady(lambda: own(small, args, kwargs, runtime), beside)
 
         return steady
-    if runtime.name not in PROVIDERS:
-        raise InputError(
-            f"runtime={runtime.name!r} does not say how long its kernels take, which a latency budget needs: use "
-            "onnxruntime or torch, or give it a profiler with structprune.runtimes.register_profiler"
-        )
     providers(runtime)  # refuses options before anything is converted
     convert_at = _converter(model, graph, free, args, kwargs)
 

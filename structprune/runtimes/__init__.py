@@ -19,6 +19,7 @@ from structprune.runtimes.measurement import Measurement, Ratio, ratio
 from structprune.runtimes.profiles import Kernel, Profile, register_profiler
 from structprune.runtimes.registry import (
     TimedCall,
+    lender,
     prepare,
     register_runtime,
     require_known,
@@ -35,6 +36,7 @@ __all__ = [
     "describe_environment",
     "inference_mode",
     "inputs_for",
+    "lender",
     "model_for",
     "prepare",
     "ratio",

@@ -39,7 +39,7 @@ def torch_compile(
         yield timed
 
 
-@register_runtime("torch-compile-cuda")
+@register_runtime("torch-compile-cuda", kernels_of="torch-cuda")
 @contextmanager
 def torch_compile_cuda(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime

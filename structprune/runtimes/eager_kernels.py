@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from structprune.inputs import map_tensors
 from structprune.runtime_settings import Runtime
+from structprune.runtimes.eager import device_of, on_cuda
 from structprune.runtimes.flags import inference_mode, torch_threads
 from structprune.runtimes.profiles import Kernel, Profile, register_profiler
 
-__all__ = ["profile_eager"]
+__all__ = ["profile_eager", "profile_on_cuda"]
 
 _WARMUP, _ROUNDS = 2, 8
 
@@ -24,8 +25,9 @@ _WARMUP, _ROUNDS = 2, 8
 class _Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Times every operation; its own time falls between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.wait = wait
         self.seen: dict[str, int] = {}
         self.kernels: list[Kernel] = []
 
@@ -34,6 +36,7 @@ class _Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         start = time.perf_counter()
         out = func(*args, **(kwargs or {}))
+        self.wait()
         ms = (time.perf_counter() - start) * 1e3
         operation = str(func)
         number = self.seen[operation] = self.seen.get(operation, -1) + 1
@@ -44,6 +47,18 @@ class _Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
+def _go_on() -> None:
+    """A CPU is done when the call returns."""
+
+
+@register_profiler("torch-cuda")
+def profile_on_cuda(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime
+) -> Profile:
+    """The profile of a copy on the current CUDA device."""
+    return profile_eager(on_cuda(model, runtime), args, kwargs, runtime)
+
+
 @register_profiler("torch")
 def profile_eager(
     model: nn.Module,
@@ -51,11 +66,14 @@ def profile_eager(
     kwargs: Mapping[str, Any],
     runtime: Runtime,
 ) -> Profile:
-    """The profile of a module in torch eager on the CPU: of each operation the lower quartile over the rounds.
+    """The profile of a module in torch eager where its tensors lie: of each operation the lower quartile over rounds.
 
-    What Python spends between the operations is one kernel more, without shapes.
+    What Python spends between the operations is one kernel more, without shapes. On a CUDA device each operation is
+    waited for.
     """
-    args, kwargs = map_tensors((args, dict(kwargs)), lambda tensor: tensor.cpu())
+    device = device_of(model)
+    args, kwargs = map_tensors((args, dict(kwargs)), lambda tensor: tensor.to(device))
+    wait = torch.cuda.synchronize if device.type == "cuda" else _go_on
     first: dict[str, Kernel] = {}
     times: dict[str, list[float]] = {}
     wholes = []
@@ -63,8 +81,9 @@ def profile_eager(
         for turn in range(_WARMUP + _ROUNDS):
             start = time.perf_counter()
             model(*args, **kwargs)
+            wait()
             whole = (time.perf_counter() - start) * 1e3
-            with _Timer() as timer, torch.no_grad():
+            with _Timer(wait) as timer, torch.no_grad():
                 model(*args, **kwargs)
             for kernel in timer.kernels if turn >= _WARMUP else ():
                 first.setdefault(kernel.name, kernel)

@@ -156,7 +156,7 @@ def onnxruntime_cpu(
         yield timed
 
 
-@register_runtime("onnxruntime-cuda", takes_options=True)
+@register_runtime("onnxruntime-cuda", takes_options=True, kernels_of="torch-cuda")
 @contextmanager
 def onnxruntime_cuda(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from structprune.errors import InputError
 from structprune.runtime_settings import Runtime
 
-__all__ = ["Factory", "TimedCall", "prepare", "register_runtime", "require_known", "runtime_names"]
+__all__ = ["Factory", "TimedCall", "lender", "prepare", "register_runtime", "require_known", "runtime_names"]
 
 TimedCall: TypeAlias = Callable[[], float]
 """Runs one inference to its end and returns how long it took, in milliseconds."""
@@ -26,12 +27,16 @@ The module and the inputs have the runtime's dtype and batch size already; `thre
 
 _FACTORIES: dict[str, Factory] = {}
 _TAKE_OPTIONS: set[str] = set()
+_LENDERS: dict[str, str] = {}
 
 
-def register_runtime(name: str, *, takes_options: bool = False) -> Callable[[Factory], Factory]:
+def register_runtime(
+    name: str, *, takes_options: bool = False, kernels_of: str = "torch"
+) -> Callable[[Factory], Factory]:
     """A decorator that makes a factory available as `runtime=name`.
 
-    Without `takes_options` provider options are refused before the factory is called.
+    Without `takes_options` provider options are refused before the factory is called. `kernels_of` is the runtime
+    whose kernels stand for this one's in latency budgets, weighed, where it has no profiler of its own.
 
     Raises:
         InputError: where the name is taken.
@@ -40,8 +45,11 @@ def register_runtime(name: str, *, takes_options: bool = False) -> Callable[[Fac
     def register(factory: Factory) -> Factory:
         if name in _FACTORIES:
             raise InputError(f"a runtime named {name!r} is registered already; choose another name")
+        if name == kernels_of != "torch":
+            raise InputError(f"{kernels_of=} names the runtime itself: name one that has a profiler")
         _FACTORIES[name] = factory
         _TAKE_OPTIONS.update({name} if takes_options else ())
+        _LENDERS[name] = kernels_of
         return factory
 
     return register
@@ -65,6 +73,11 @@ def require_known(runtime: Runtime) -> None:
             f"runtime={runtime.name!r} takes no provider options, got {runtime.options}; "
             f"those that do are {', '.join(sorted(_TAKE_OPTIONS & set(_FACTORIES)))}"
         )
+
+
+def lender(runtime: Runtime) -> Runtime:
+    """The runtime whose kernels stand for those of one that has no profiler, with the same settings."""
+    return replace(runtime, name=_LENDERS[runtime.name], provider_options=None)
 
 
 def prepare(
