@@ -48,7 +48,7 @@ _RECIPE: dict[str, Any] = {"batch_size": 32, "schedule": "onecycle", "label_smoo
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables and writes the rows with all raw figures; the exit status."""
     options = _parser().parse_args(argv)
-    console = Console() if sys.stdout.isatty() else Console(width=150)  # a log has no width of its own
+    console = Console() if sys.stdout.isatty() else Console(width=180)  # a log has no width of its own
     rows: list[dict[str, Any]] = []
     for name in options.network or list(DIGITS_NETWORKS):
         for seed in range(options.seeds):

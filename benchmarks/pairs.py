@@ -64,13 +64,11 @@ class Workbench:
     def pairs(self, shares: Sequence[float], modes: Sequence[Mode] = MODES) -> list[Pair]:
         """All pairs, measured by turns in one call at the end."""
         theirs = [(mode, share, self._theirs(mode, share)) for share in shares for mode in modes]
-        self._measure([candidate for _, _, candidate in theirs])
-        pairs = [
-            Pair(mode.name, share, candidate, self._ours(candidate), self._equal_macs(candidate))
-            for mode, share, candidate in theirs
-        ]
-        self._measure(list(self.made.values()))
-        return pairs
+        self._measure()
+        distinct = {id(candidate): candidate for _, _, candidate in theirs}
+        ours = {place: (self._ours(one), self._equal_macs(one)) for place, one in distinct.items()}
+        self._measure()
+        return [Pair(mode.name, share, candidate, *ours[id(candidate)]) for mode, share, candidate in theirs]
 
     def _theirs(self, mode: Mode, share: float) -> Candidate:
         at = partial(cut, self.model, ((self.x[:1],), {}), mode)
@@ -138,7 +136,8 @@ class Workbench:
             "harmonic": float(1 / np.average(1 / np.array(shares), weights=weights)),
         }
 
-    def _measure(self, candidates: Sequence[Candidate]) -> None:
+    def _measure(self) -> None:
+        candidates = list(self.made.values())
         models = {"dense": self.model} | {str(n): one.model for n, one in enumerate(candidates)}
         measured = sp.measure_latency(
             models, self.x, runtime=self.runtime, repeats=self.rounds, min_time=self.min_time

@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import structprune as sp
-from benchmarks import latency
+from benchmarks import latency, latency_accuracy
 from benchmarks.by_torch_pruning import MODES, cut, nearest, plan_of
+from benchmarks.latency_accuracy_table import paired, sentences, statistics, tables
 from benchmarks.latency_rows import AGAIN, BY_LATENCY, BY_MACS, DENSE, ROWS, UNSTRUCTURED, sparse, twins
 from benchmarks.latency_table import plot, summary, verdict
+from structprune.data import digits
 from structprune.runtimes import Kernel, Profile, register_profiler, register_runtime
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -146,9 +149,8 @@ def test_a_latency_out_of_reach_is_said_in_its_row(tmp_path: Path) -> None:
 
 
 def test_the_latency_benchmark_on_real_runtimes(tmp_path: Path) -> None:
-    rows = ("--row", DENSE, "--row", BY_MACS, "--row", UNSTRUCTURED)
-    document = run(tmp_path, "--runtime", "torch", "--runtime", "onnxruntime", *rows)
-    assert [row["runtime"] for row in document["rows"]] == ["torch"] * 3 + ["onnxruntime"] * 3
+    document = run(tmp_path, "--runtime", "torch", "--runtime", "onnxruntime", "--row", BY_MACS)
+    assert [row["runtime"] for row in document["rows"]] == ["torch"] * 2 + ["onnxruntime"] * 2
     assert all(row["median_ms"] > 0 for row in document["rows"])
 
 
@@ -169,3 +171,84 @@ def test_the_verdict_counts_by_the_whole_interval(tmp_path: Path) -> None:
     assert "by MACs: 1 (n, r, batch 1, 1 threads)" in summary(found)
     pytest.importorskip("matplotlib")
     assert plot(rows, tmp_path / "latency.svg").stat().st_size > 1000
+
+
+# -- accuracy at equal latency ---------------------------------------------------------------------
+
+
+def digits_net() -> nn.Module:
+    layers: list[nn.Module] = []
+    for into, out in ((1, 32), (32, 64), (64, 64)):
+        layers += [nn.Conv2d(into, out, 3, stride=2, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(size: int, *, test_share: float, seed: int) -> tuple[TensorDataset, TensorDataset]:
+        parts = digits(size, test_share=test_share, seed=seed)
+        return tuple(TensorDataset(*(tensor[:160] for tensor in part.tensors)) for part in parts)
+
+    monkeypatch.setattr(latency_accuracy, "digits", few)
+    monkeypatch.setitem(latency_accuracy.DIGITS_NETWORKS, "resnet", digits_net)
+
+
+def test_the_accuracy_benchmark_pairs_networks_of_one_latency(
+    tmp_path: Path, few_digits: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "accuracy.json"
+    options = [
+        "--network",
+        "resnet",
+        "--seeds",
+        "2",
+        "--share",
+        "0.5",
+        "--runtime",
+        "stairs",
+        "--epochs",
+        "2",
+    ]
+    options += ["--finetune-epochs", "1", "--image-size", "8", "--repeats", "6", "--min-time", "0"]
+    assert latency_accuracy.main([*options, "--train-threads", "1", "--out", str(out)]) == 0
+    document = json.loads(out.read_text())
+    rows = document["rows"]
+    assert [row["mode"] for row in rows] == [mode.name for mode in MODES]
+    for row in rows:
+        ours, theirs, alike = row["ours"], row["theirs"], row["equal_macs"]
+        assert (
+            ours["latency"]["ratio"] <= theirs["latency"]["ratio"]
+        )  # the clock of this runtime has no noise
+        assert alike["macs"] >= theirs["macs"]
+        assert len(ours["accuracy"]) == len(theirs["accuracy"]) == 2
+        assert all(0 < share <= 1 for share in ours["importance"].values())
+    figures = document["figures"]
+    assert len(figures) == len(MODES)
+    assert all(one["seeds"] == one["latency"]["seeds"] == 1 for one in figures)
+    said = capsys.readouterr().out
+    assert "At equal measured latency" in said
+    assert "of 4 comparisons" in said
+
+
+def test_differences_are_paired_within_seeds() -> None:
+    found = paired([0.90, 0.80, 0.70], [0.89, 0.78, 0.69])
+    assert found["difference"] == pytest.approx(0.04 / 3)
+    assert found["interval"] == pytest.approx(
+        [-0.001010, 0.027676], abs=1e-5
+    )  # t with two degrees of freedom
+    assert (found["better"], found["worse"], found["verdict"]) == (3, 0, "not told apart")
+    assert paired([1.0], [0.5])["verdict"] == "not told apart"
+    assert paired([1.0, 1.1, 1.0], [2.0, 2.0, 2.1])["verdict"] == "lower"
+
+
+def test_what_is_out_of_reach_is_counted() -> None:
+    cut = {"latency": {"ratio": 0.1}, "macs": 0.1, "importance": {"channels": 0.2}, "accuracy": [0.1, 0.9]}
+    rows = [
+        {"network": "n", "share": 0.1, "mode": "m", "theirs": cut, "ours": ours, "equal_macs": None}
+        for ours in (None, cut)
+    ]
+    (found,) = statistics(rows)
+    assert (found["seeds"], found["not_reached"], found["accuracy"][-1]["seeds"]) == (2, 1, 1)
+    assert "latency at equal MACs" not in found
+    assert [made.row_count for made in tables([found])] == [1, 0]
+    assert sentences([found])[-1].startswith("1 latencies")
