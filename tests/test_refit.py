@@ -156,7 +156,7 @@ def test_a_consumer_gets_the_weights_of_a_dense_solver(kind: str) -> None:
     keep = [[0, 2], [1, 3]] if group.by else [0, 2, 3, 5, 6]  # each group of a convolution its own
     small, plan = cut(model, data[0], {group.name: keep})
     report = sp.refit(model, small, plan, data, "lstsq", ridge=0.0)
-    assert [consumer.taken for consumer in report.consumers] == [True]
+    assert [layer.taken for layer in report.layers] == [True]
 
     cut_down = sp.apply_plan(model, plan).down  # weights that are not refitted, to solve for in another way
     own = list(cut_down.parameters())
@@ -233,7 +233,7 @@ def test_without_a_place_for_a_constant_nothing_is_folded() -> None:
     small, plan = cut(model, data[0], {"0": [0, 1, 2, 3]})
     before = copy.deepcopy(small.state_dict())
     report = sp.refit(model, small, plan, data, "fold")
-    assert report.consumers == ()
+    assert report.layers == ()
     assert all(torch.equal(small.state_dict()[name], value) for name, value in before.items())
 
 
@@ -320,7 +320,7 @@ def test_held_back_errors_never_rise(seed: int) -> None:
     result = sp.prune(model, data[0], sp.Budget(channels=0.5), calibration=data)
     report = result.report.refit
     assert report is not None
-    assert all(consumer.after <= consumer.before for consumer in report.consumers)
+    assert all(layer.after <= layer.before for layer in report.layers)
     taken = [step for step in report.steps if step.taken]
     assert all(later.error <= earlier.error for earlier, later in pairwise(taken))
     assert report.after.error < report.before.error
@@ -334,8 +334,8 @@ def test_a_fit_that_does_not_carry_over_is_not_taken() -> None:
     small, plan = cut(model, data[0], {"0": list(range(11))})
     state = copy.deepcopy(small.state_dict())
     report = sp.refit(model, small, plan, data, "lstsq", ridge=0.0)
-    assert not report.consumers[0].taken
-    assert report.consumers[0].after == report.consumers[0].before < report.consumers[0].tried
+    assert not report.layers[0].taken
+    assert report.layers[0].after == report.layers[0].before < report.layers[0].tried
     assert all(torch.equal(small.state_dict()[name], value) for name, value in state.items())
 
 
@@ -353,6 +353,55 @@ def test_half_of_an_encoders_neurons_cost_less() -> None:
     assert report is not None
     assert not report.left
     assert 1 - report.after.cosine < 0.5 * (1 - report.before.cosine)
+
+
+class Stream(nn.Module):
+    """Two residual blocks with gates; the second one's inputs are whole when only the first's inner width is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"gate": nn.Linear(6, 16), "up": nn.Linear(6, 16), "down": nn.Linear(16, 6)})
+            for _ in range(2)
+        )
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block["down"](F.silu(block["gate"](x)) * block["up"](x))
+        return self.head(x)
+
+
+def test_layers_behind_the_cut_are_refitted_as_well() -> None:
+    model, data = Stream().double(), parts(64, 6)
+    small, plan = cut(model, data[0], {first_group(model, data[0]): range(6)})
+    alone = copy.deepcopy(small)
+    consumers = sp.refit(model, alone, plan, data, "consumers")
+    calls: list[tuple[int, int]] = []
+    report = sp.refit(model, small, plan, data, "lstsq", progress=lambda *done: calls.append(done))
+    assert [layer.name for layer in consumers.layers] == ["blocks.0.down.weight"]
+    behind = ["blocks.1.gate.weight", "blocks.1.up.weight", "blocks.1.down.weight", "head.weight"]
+    assert [layer.name for layer in report.layers] == ["blocks.0.down.weight", *behind]
+    assert report.after.error < consumers.after.error < consumers.before.error
+    assert calls == [(1, 5), (3, 5), (4, 5), (5, 5)]  # gate and up read the same: one pass for both
+
+
+def test_what_was_written_to_in_between_is_not_the_same_input() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.up(x))
+            x += self.one(x)
+            return self.two(x)
+
+    model, data = Written().double(), parts(32, 4)
+    small, plan = cut(model, data[0], {first_group(model, data[0]): range(4)})
+    calls: list[tuple[int, int]] = []
+    sp.refit(model, small, plan, data, "lstsq", progress=lambda *done: calls.append(done))
+    assert calls == [(1, 2), (2, 2)]
 
 
 def test_a_rewritten_network_is_refitted_as_well() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from structprune.refit.batches import readable_again
 from structprune.refit.refitting import STEPS, refit, steps_of, transfer
-from structprune.refit.report import ConsumerRefit, RefitReport, StepReport
+from structprune.refit.report import LayerRefit, RefitReport, StepReport
 
 __all__ = [
     "STEPS",
-    "ConsumerRefit",
+    "LayerRefit",
     "RefitReport",
     "StepReport",
     "readable_again",

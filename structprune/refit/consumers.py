@@ -1,4 +1,4 @@
-"""A consumer of a cut: a weight whose inputs the plan cuts, and what it meets in the original and the cut network."""
+"""A layer as it can be refitted: its weight, and what that meets in the original and in the cut network."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ _PIECE_BYTES = 1 << 26  # of float64 rows that are laid out at once
 
 @dataclass(eq=False)
 class Consumer:
-    """A weight whose inputs are cut, or the part of one that an operation uses, in the cut network.
+    """A weight, or the part of one that an operation uses, in the cut network.
 
-    ``uses`` are the numbers of its uses among those of the parameter. ``kept [g, o]`` says which of the original's
-    outputs each of its own is. ``bias`` is the tensor that the operation adds, or, where it adds none and a batch norm
-    follows, ``mean`` is that norm's running mean, which takes a constant as well: ``shift`` is what it took so far.
-    ``intercept`` says whether one of them is there that no other layer shares.
+    ``cut`` says whether the plan cuts its inputs: a consumer in the plain sense. Else what they hold may have changed.
+    Those of one ``stage`` read the same input; -1 for several uses. ``uses`` are the numbers of its uses among those of
+    the parameter. ``kept [g, o]`` says which of the original's outputs each of its own is. ``wide`` and ``small`` are
+    where the original and the cut network read it. ``bias`` is the tensor that the operation adds, or, where it adds
+    none and a batch norm follows, ``mean`` is that norm's running mean, which takes a constant as well: ``shift`` is
+    what it took so far. ``intercept`` says whether one of them is there that no other layer shares.
     """
 
     name: str
+    cut: bool
+    stage: int
     weight: Tensor
     uses: tuple[int, ...]
     kept: Tensor

@@ -11,7 +11,7 @@ from torch import Tensor
 from structprune.observe import Twin, Use
 from structprune.refit.batches import Batches
 from structprune.refit.consumers import Consumer, pieces, tapped, targets
-from structprune.refit.report import ConsumerRefit
+from structprune.refit.report import LayerRefit
 from structprune.refit.statistics import relative
 
 __all__ = ["fold"]
@@ -21,14 +21,14 @@ Index = Mapping[str, dict[int, np.ndarray]]
 
 def fold(
     original: Twin, small: Twin, consumers: Sequence[Consumer], index: Index, batches: Batches
-) -> list[ConsumerRefit]:
+) -> list[LayerRefit]:
     """Add to each consumer's bias what the removed channels gave it on average in the original; a constant channel's
     whole share, then. Where there is no bias, the running mean of the batch norm that follows takes it.
 
     A consumer whose outputs are further from the original's with it, on held-back data, stays as it is; one without a
     place for a constant is passed over.
     """
-    able = [one for one in consumers if one.intercept]
+    able = [one for one in consumers if one.cut and one.intercept]
     means = _means(original, able, batches)
     shifts = {}
     for one in able:
@@ -46,7 +46,7 @@ def fold(
         _, constant = one.rounded(one.matrix(), one.constant() + shift)
         shift = constant - one.constant()
         after = (squares - 2 * shift * gap + count * shift.square()).sum()
-        result = ConsumerRefit(one.name, "fold", relative(squares.sum(), whole), relative(after, whole))
+        result = LayerRefit(one.name, "fold", relative(squares.sum(), whole), relative(after, whole))
         if result.taken:
             one.write(None, constant)
         done.append(result)

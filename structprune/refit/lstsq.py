@@ -1,7 +1,8 @@
-"""Least squares: each consumer's weights are set to what best gives the original's outputs from the inputs it now has.
+"""Least squares: each layer's weights are set to what best gives the original's outputs from the inputs it now has.
 
-He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, reconstruct a layer so; here
-every consumer is, in the order in which they run, so that each makes up for what those before it could not.
+He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, reconstruct the consumers of a
+cut so; here this goes on in the order in which layers run, so that each makes up for what those before it could not,
+and the layers behind take part as well: their inputs are whole, but no longer the original's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from structprune.observe import Twin, Use
 from structprune.refit.batches import Batches
 from structprune.refit.consumers import Consumer, pieces, tapped, targets
-from structprune.refit.report import ConsumerRefit
+from structprune.refit.report import LayerRefit
 from structprune.refit.solve import ridge_solution
 from structprune.refit.statistics import Moments
 
@@ -22,6 +23,7 @@ __all__ = ["refit_consumers"]
 
 
 def refit_consumers(
+    step: str,
     original: Twin,
     small: Twin,
     consumers: Sequence[Consumer],
@@ -30,64 +32,85 @@ def refit_consumers(
     memory_bytes: int,
     left: dict[str, str],
     progress: Callable[[int, int], None] | None = None,
-) -> list[ConsumerRefit]:
-    """Refit the consumers one after the other; each takes one pass over the data through both networks, up to its
-    last use.
+) -> list[LayerRefit]:
+    """Refit layers one after the other; each takes one pass over the data through both networks, up to its last use,
+    those that read the same input one together.
 
     Of several ``ridge`` the one with the smallest held-back error is taken, and none where that is not below the error
-    of the weights that are there. A consumer whose sums would take more than ``memory_bytes`` goes to ``left``.
+    of the weights that are there. One whose sums would take more than ``memory_bytes`` goes to ``left``.
     """
-    done = []
-    for number, one in enumerate(consumers):
-        wanted = 2 * Moments.bytes(one.matrix())
+    done = list[LayerRefit]()
+    count = 0
+    for group in _together(consumers, memory_bytes):
+        count += len(group)
+        wanted = _bytes(group)
         if wanted > memory_bytes:
-            left[one.name] = f"its sums take {wanted:,} bytes; memory_bytes={memory_bytes:,}"
+            left[group[0].name] = f"its sums take {wanted:,} bytes; memory_bytes={memory_bytes:,}"
             continue
-        fit, held = _moments(original, small, one, batches)
-        if fit.count and held.count:
-            done.append(_refit(one, fit, held, ridge))
-        else:
-            left[one.name] = (
-                "its rows in the cut network are not those that it has in the original, or there are none"
-            )
+        for one, (fit, held) in _moments(original, small, group, batches).items():
+            if fit.count and held.count:
+                done.append(_refit(step, one, fit, held, ridge))
+            elif one.cut:
+                left[one.name] = (
+                    "its rows in the cut network are not those of the original, or there are none"
+                )
         if progress is not None:
-            progress(number + 1, len(consumers))
+            progress(count, len(consumers))
     return done
 
 
-def _refit(one: Consumer, fit: Moments, held: Moments, ridge: Sequence[float]) -> ConsumerRefit:
+def _together(consumers: Sequence[Consumer], memory_bytes: int) -> list[list[Consumer]]:
+    """The layers in order, those in one list that read the same input and whose sums fit in memory together."""
+    groups = list[list[Consumer]]()
+    for one in consumers:
+        same = bool(groups) and one.stage >= 0 and groups[-1][-1].stage == one.stage
+        if same and _bytes([*groups[-1], one]) <= memory_bytes:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def _bytes(group: Sequence[Consumer]) -> int:
+    return sum(2 * Moments.bytes(one.matrix()) for one in group)
+
+
+def _refit(step: str, one: Consumer, fit: Moments, held: Moments, ridge: Sequence[float]) -> LayerRefit:
     matrix, constant = one.matrix(), one.constant()
     before = held.error(matrix, constant)
     tried = [one.rounded(*ridge_solution(fit, matrix, constant, each, one.intercept)) for each in ridge]
     errors = [held.error(*each) for each in tried]
     best = errors.index(min(errors))
-    result = ConsumerRefit(one.name, "lstsq", before, errors[best])
+    result = LayerRefit(one.name, step, before, errors[best])
     if result.taken:
         one.write(*tried[best])
     return result
 
 
-def _moments(original: Twin, small: Twin, one: Consumer, batches: Batches) -> tuple[Moments, Moments]:
-    """The sums over the rows that a consumer now meets and the outputs that it should give: to fit, and held back."""
-    fit, held_back = Moments.zeros(one.matrix()), Moments.zeros(one.matrix())
-    wanted: list[Tensor] = []
+def _moments(
+    original: Twin, small: Twin, group: Sequence[Consumer], batches: Batches
+) -> dict[Consumer, tuple[Moments, Moments]]:
+    """The sums over the rows that each layer now meets and the outputs that it should give: to fit, and held back."""
+    sums = {one: (Moments.zeros(one.matrix()), Moments.zeros(one.matrix())) for one in group}
+    wanted: dict[Consumer, list[Tensor]] = {one: [] for one in group}
 
-    def keep(_: Consumer, use: Use) -> None:
-        wanted.append(one.selected(targets(use)))
+    def keep(one: Consumer, use: Use) -> None:
+        wanted[one].append(one.selected(targets(use)))
 
-    def take(held: bool, _: Consumer, use: Use) -> None:
-        y = wanted.pop(0) if wanted else None
+    def take(held: bool, one: Consumer, use: Use) -> None:
+        y = wanted[one].pop(0) if wanted[one] else None
         if y is None or targets(use).shape[1] != y.shape[1]:
             return  # values chose: the original used it less often, or on other rows
         fitted = batches.fitted(y.shape[1], held)
         for first, rows, some in pieces(use, y):
             cut = max(fitted - first, 0)
             assert some is not None
-            fit.add(rows[:, :cut], some[:, :cut])
-            held_back.add(rows[:, cut:], some[:, cut:])
+            sums[one][0].add(rows[:, :cut], some[:, :cut])
+            sums[one][1].add(rows[:, cut:], some[:, cut:])
 
     for inputs, held in batches:
-        wanted.clear()
-        tapped(original, [one], inputs, keep)
-        tapped(small, [one], inputs, partial(take, held))
-    return fit, held_back
+        for waiting in wanted.values():
+            waiting.clear()
+        tapped(original, group, inputs, keep)
+        tapped(small, group, inputs, partial(take, held))
+    return sums

@@ -21,7 +21,7 @@ from structprune.refit.consumers import Consumer
 from structprune.refit.fold import fold
 from structprune.refit.lstsq import refit_consumers
 from structprune.refit.norms import RunningNorm, estimate_norms, running_norms
-from structprune.refit.report import ConsumerRefit, RefitReport, StepReport
+from structprune.refit.report import LayerRefit, RefitReport, StepReport
 from structprune.refit.survey import survey
 from structprune.replica import recompute, replica
 from structprune.surgery import check_plan
@@ -29,8 +29,8 @@ from structprune.tensors import named_tensors, require_module
 
 __all__ = ["STEPS", "refit", "steps_of", "transfer"]
 
-STEPS = ("fold", "lstsq", "bn")
-"""What `refit` does, in this order."""
+STEPS = ("fold", "consumers", "lstsq", "bn")
+"""What `refit` can do, in this order; "all" is each of them but "consumers", which "lstsq" holds."""
 
 
 def refit(
@@ -51,15 +51,16 @@ def refit(
     ``calibration`` is an iterable of batches, the same in every pass: each what `prune` takes as example inputs, or a
     pair (inputs, target); two arguments without a target are ``((a, b), None)``. A lone tensor is split into batches,
     and an iterator that can be read only once is kept in memory, up to 1 GiB. ``steps`` are some of "fold" (removed
-    channels' mean share goes to their consumers' biases), "lstsq" (consumers refitted by least squares, one pass over
-    the data each) and "bn" (batch norms' statistics estimated anew), or "all".
+    channels' mean share goes to their consumers' biases), "consumers" (the weights whose inputs are cut are refitted by
+    least squares), "lstsq" (these and every layer behind them) and "bn" (batch norms' statistics are estimated anew),
+    or "all". Each layer takes one pass over the data.
 
-    A quarter of the data is held back: a consumer whose outputs get worse on it keeps its weights, and a step after
-    which the network's outputs are worse is taken back. ``ridge``, relative to the mean diagonal of the Gram matrix,
-    holds weights to what they were; of several the best on held-back data is taken. ``memory_bytes`` bounds the sums of
-    one consumer. ``outputs`` are those that the plan was traced with; ``progress(done, total)`` is called after each
-    consumer. No bias is made where there is none, so that the state_dict keeps its names: a batch norm that follows
-    takes the constant, or nothing does.
+    A quarter of the data is held back: a layer whose outputs get worse on it keeps its weights, and a step after which
+    the network's outputs are worse is taken back. ``ridge``, relative to the mean diagonal of the Gram matrix, holds
+    weights to what they were; of several the best on held-back data is taken. ``memory_bytes`` bounds the sums of one
+    layer. ``outputs`` are those that the plan was traced with; ``progress(done, total)`` is called after each layer.
+    No bias is made where there is none, so that the state_dict keeps its names: a batch norm that follows takes the
+    constant, or nothing does.
 
     Raises InputError for calibration data or steps that do not fit, PlanError where the plan is not ``original``'s, or
     ``pruned`` not its result. If it raises, or is interrupted, ``pruned`` is as it was.
@@ -95,7 +96,7 @@ class _Refit:
         self.batches, self.outputs = batches, outputs
         self.steps: list[StepReport] = []
         self.consumers: list[Consumer] = []
-        self.done: list[ConsumerRefit] = []
+        self.done: list[LayerRefit] = []
         self.left: dict[str, str] = {}
         self.norms: list[RunningNorm] = []
 
@@ -109,17 +110,18 @@ class _Refit:
         original, small, batches = self.original, self.small, self.batches
         self.steps.append(self._measured("cut"))
         first, _ = next(iter(batches))
-        if "fold" in wanted or "lstsq" in wanted:
+        if {"fold", "consumers", "lstsq"} & set(wanted):
             self.consumers, self.left = survey(original, small, self.plan, first)
         if "fold" in wanted:
             index = {one.parameter: self.plan.index(one.parameter) for one in self.consumers}
             with self._step("fold"):
                 self.done += fold(original, small, self.consumers, index, batches)
-        if "lstsq" in wanted:
-            with self._step("lstsq"):
-                self.done += refit_consumers(
-                    original, small, self.consumers, batches, ridges, memory_bytes, self.left, progress
-                )
+        for step in ("consumers", "lstsq"):
+            if step in wanted:
+                layers = [one for one in self.consumers if one.cut or step == "lstsq"]
+                bounds = (ridges, memory_bytes, self.left, progress)
+                with self._step(step):
+                    self.done += refit_consumers(step, original, small, layers, batches, *bounds)
         if "bn" in wanted:
             self.norms = running_norms(small, first)
         if self.norms:
@@ -203,7 +205,9 @@ def _check_pruned(original: nn.Module, pruned: nn.Module, plan: PruningPlan) -> 
 
 def steps_of(steps: str | Sequence[str]) -> tuple[str, ...]:
     """The steps that are meant, by name; raises InputError for an unknown one."""
-    wanted = STEPS if steps == "all" else (steps,) if isinstance(steps, str) else tuple(steps)
+    wanted = (
+        ("fold", "lstsq", "bn") if steps == "all" else (steps,) if isinstance(steps, str) else tuple(steps)
+    )
     unknown = [step for step in wanted if step not in STEPS]
     if unknown:
         raise InputError(f"refit step {unknown[0]!r}: expected 'all', or some of {', '.join(STEPS)}")

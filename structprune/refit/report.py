@@ -1,10 +1,10 @@
-"""What refitting did: to each consumer, and to the network's outputs after each step."""
+"""What refitting did: to each layer, and to the network's outputs after each step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ConsumerRefit", "RefitReport", "StepReport"]
+__all__ = ["LayerRefit", "RefitReport", "StepReport"]
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class StepReport:
     """How far the network's outputs are from the original's once a step is done, on held-back batches.
 
     ``error`` is the size of the difference over the size of the original's outputs, ``cosine`` the mean over the
-    samples of the cosine between both. ``step`` is "cut" (before all), "fold", "lstsq" or "bn". A step that makes the
+    samples of the cosine between both. ``step`` is "cut" (before all), or one of `STEPS`. A step that makes the
     error larger is taken back: ``taken`` is false, and the next step starts from what was before.
     """
 
@@ -27,8 +27,8 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class ConsumerRefit:
-    """What a step did to one consumer, named by its weight.
+class LayerRefit:
+    """What a step did to one layer, named by its weight.
 
     ``before`` and ``after`` are the relative errors of its outputs on held-back data, ``tried`` that of the new
     weights: where that is not below ``before``, they are not taken, and ``after`` is ``before``.
@@ -52,12 +52,12 @@ class ConsumerRefit:
 
 @dataclass(frozen=True)
 class RefitReport:
-    """What `refit` did: the outputs' error after each step, each consumer in each step, the norms whose statistics were
-    estimated anew, and the consumers that could not be refitted, with the reason.
+    """What `refit` did: the outputs' error after each step, each layer in each step, the norms whose statistics were
+    estimated anew, and the cut's consumers that could not be refitted, with the reason.
     """
 
     steps: tuple[StepReport, ...]
-    consumers: tuple[ConsumerRefit, ...]
+    layers: tuple[LayerRefit, ...]
     norms: tuple[str, ...]
     left: tuple[tuple[str, str], ...]
     batches: str
@@ -74,10 +74,10 @@ class RefitReport:
 
     def __str__(self) -> str:
         steps = ", ".join(map(str, self.steps))
-        taken = len({consumer.name for consumer in self.consumers if consumer.taken})
-        known = len({consumer.name for consumer in self.consumers})
+        taken = len({layer.name for layer in self.layers if layer.taken})
+        known = len({layer.name for layer in self.layers})
         lines = [f"refit on {self.batches}: output error after {steps}"]
-        lines.append(f"{taken} of {known} consumers refitted, {len(self.norms)} batch norms estimated anew")
+        lines.append(f"{taken} of {known} layers refitted, {len(self.norms)} batch norms estimated anew")
         if self.left:
             shown = "; ".join(f"{name} ({why})" for name, why in self.left[:3])
             more = f" and {len(self.left) - 3} more" if len(self.left) > 3 else ""

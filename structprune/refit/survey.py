@@ -1,4 +1,4 @@
-"""Finding the consumers of a cut: where the original and the cut network multiply a weight whose inputs the plan cuts.
+"""Finding the layers that can be refitted: where both networks multiply a weight with what reaches it.
 
 Both networks run the same code, so the n-th use of a weight in the one is that in the other. Which outputs of the
 original stay, and which of its inputs are gone, is read off the positions that the plan keeps of the weight, as each
@@ -29,8 +29,8 @@ _EXACT = {torch.float64: 1e-8, torch.float32: 1e-3}  # how well a product has to
 def survey(
     original: Twin, small: Twin, plan: PruningPlan, inputs: Inputs
 ) -> tuple[list[Consumer], dict[str, str]]:
-    """The consumers of a cut in the order in which they run, and the weights that cannot be refitted, with the
-    reason.
+    """The layers of a cut network in the order in which they run, from the first consumer of the cut on, and the
+    consumers that cannot be refitted, with the reason.
     """
     wide, narrow, left = _Seen(original, plan), _Seen(small, plan), {}
     args, kwargs = inputs
@@ -43,7 +43,9 @@ def survey(
             found += _consumers(name, wide.places.get(name, []), places, narrow, plan)
         except _Unfit as reason:
             left[name] = str(reason)
-    return sorted(found, key=lambda one: narrow.order[one.parameter, one.uses[0]]), left
+    found.sort(key=lambda one: narrow.order[one.parameter, one.uses[0]])
+    first = next((number for number, one in enumerate(found) if one.cut), len(found))
+    return found[first:], left
 
 
 class _Unfit(Exception):
@@ -51,30 +53,36 @@ class _Unfit(Exception):
 
 
 class _Seen:
-    """Where one run uses cut weights, and the norms that follow."""
+    """Where one run uses weights, in which order, and the norms that follow."""
 
     def __init__(self, twin: Twin, plan: PruningPlan) -> None:
         self.twin, self.plan = twin, plan
         self.places: dict[str, list[Place]] = {}
         self.biases: dict[tuple[str, int], Tensor] = {}
-        self.takers: dict[
-            object, set[str]
-        ] = {}  # of each bias and running mean: the weights whose products it meets
+        #: of each bias and running mean: the weights whose products it meets
+        self.takers: dict[object, set[str]] = {}
         self.order: dict[tuple[str, int], int] = {}
         self.flaws: dict[str, str] = {}
         self.means: dict[tuple[str, int], Tensor] = {}
+        self.stages: dict[tuple[str, int], int] = {}
         self._made: dict[int, tuple[weakref.ref[Tensor], tuple[str, int]]] = {}
+        self.stage = 0
+        self._read: tuple[Tensor, int] | None = (
+            None  # by the last product; held, so that its memory is its own
+        )
 
     def use(self, use: Use) -> None:
         name = use.place.parameter
         if use.bias is not None:
             self.takers.setdefault(_memory(use.bias), set()).add(name)
-        if name not in self.plan.tensors:
-            return
         places = self.places.setdefault(name, [])
         key = (name, len(places))
         places.append(use.place)
         self.order[key] = len(self.order)
+        read = (use.input, use.input._version)
+        if self._read is None or _storage(self._read[0]) != _storage(read[0]) or self._read[1] != read[1]:
+            self.stage, self._read = self.stage + 1, read
+        self.stages[key] = self.stage
         self._made[id(use.output)] = (weakref.ref(use.output), key)
         if use.bias is not None:
             self.biases[key] = use.bias
@@ -92,7 +100,11 @@ class _Seen:
 
 
 def _memory(tensor: Tensor) -> object:
-    return tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return _storage(tensor), tensor.storage_offset()
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _flaw(use: Use, parameters: Mapping[str, Tensor]) -> str | None:
@@ -121,18 +133,22 @@ def _flaw(use: Use, parameters: Mapping[str, Tensor]) -> str | None:
 def _consumers(
     name: str, wide: list[Place], narrow: list[Place], seen: _Seen, plan: PruningPlan
 ) -> list[Consumer]:
-    """The consumers that one weight is: one for each part of it that operations use."""
-    shape, device = plan.shapes[name], seen.twin.parameters[name].device
-    numbers = torch.arange(math.prod(shape), dtype=torch.float64, device=device).view(shape)
+    """What can be refitted of one weight: each part of it that operations use."""
+    parameter = seen.twin.parameters[name]
+    shape = plan.shapes.get(name, tuple(parameter.shape))
+    numbers = torch.arange(math.prod(shape), dtype=torch.float64, device=parameter.device).view(shape)
     left = take(numbers, plan.index(name))
     if len(wide) != len(narrow):
+        if name not in plan.tensors:
+            return []
         raise _Unfit(f"the original uses it {len(wide)} times, the cut network {len(narrow)} times")
     parts: dict[Place, list[int]] = {}
     for number, place in enumerate(narrow):
         parts.setdefault(place, []).append(number)
     pairs = {place: (wide[uses[0]].matrices(numbers), place.matrices(left)) for place, uses in parts.items()}
     cut = {place for place, (whole, some) in pairs.items() if whole.shape[-1] != some.shape[-1]}
-    if not cut:
+    flawed = name in seen.flaws or name in seen.twin.unread
+    if flawed and not cut:
         return []
     if name in seen.flaws:
         raise _Unfit(seen.flaws[name])
@@ -140,19 +156,27 @@ def _consumers(
         raise _Unfit(f"{seen.twin.unread[name]} reads it as well")
     used = torch.cat([some.flatten() for _, some in pairs.values()])
     if len(used) != len(torch.unique(used)):
+        if not cut:
+            return []
         raise _Unfit("several operations use parts of it that overlap")
     labels = {place: name if len(parts) == 1 else f"{name}[{at}]" for at, place in enumerate(parts)}
     return [
-        _consumer(labels[place], (wide[parts[place][0]], place), parts[place], _kept(*pairs[place]), seen)
+        _consumer(
+            labels[place],
+            place in cut,
+            (wide[parts[place][0]], place),
+            parts[place],
+            _kept(*pairs[place]),
+            seen,
+        )
         for place in parts
-        if place in cut
     ]
 
 
 def _consumer(
-    label: str, places: tuple[Place, Place], uses: Sequence[int], kept: Tensor, seen: _Seen
+    label: str, cut: bool, places: tuple[Place, Place], uses: Sequence[int], kept: Tensor, seen: _Seen
 ) -> Consumer:
-    """One consumer with the place that takes its constant: a bias or a running mean that is its own alone."""
+    """One layer with the place that takes its constant: a bias or a running mean that is its own alone."""
     name = places[1].parameter
     biases = {_memory(bias) if (bias := seen.biases.get((name, use))) is not None else None for use in uses}
     if len(biases) > 1:
@@ -164,8 +188,10 @@ def _consumer(
     takes = bias if bias is not None else mean
     own = takes is not None and seen.takers[_memory(takes)] == {name}
     shift = torch.zeros(kept.shape, dtype=torch.float64, device=kept.device)
+    stage = seen.stages[name, uses[0]] if len(uses) == 1 else -1
     parameter = seen.twin.parameters[name]
-    return Consumer(label, parameter, tuple(uses), kept, *places, bias, mean if own else None, own, shift)
+    mean = mean if own else None
+    return Consumer(label, cut, stage, parameter, tuple(uses), kept, *places, bias, mean, own, shift)
 
 
 def _kept(wide: Tensor, narrow: Tensor) -> Tensor:
