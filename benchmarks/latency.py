@@ -20,10 +20,9 @@ Weights are those of the factory. A network by latency is chosen anew for each c
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,10 @@ from rich.console import Console
 from torch import nn
 
 import structprune as sp
+from benchmarks.catalogue import factory
 from benchmarks.environment import environment
 from benchmarks.latency_rows import BY_LATENCY, DENSE, ROWS, by_latency, counts, twins
 from benchmarks.latency_table import plot, summary, table, verdict
-from benchmarks.networks import NETWORKS
 from structprune.inputs import parse_inputs
 from structprune.latency import ratio
 from structprune.report.plots import require_plots
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in options.network or ["resnet18", "mobilenet_v2"]:
         torch.manual_seed(options.seed)
         inputs = parse_inputs(options.input or ["1x3x224x224"], options.seed)
-        for runtime, measured in _of_network(_factory(name)().eval(), inputs, options):
+        for runtime, measured in _of_network(factory(name)().eval(), inputs, options):
             rows += [{"network": name, **row} for row in measured]
             console.print(table(f"{name}, {runtime}, batch {runtime.batch}", measured))
     found = verdict(rows)
@@ -114,16 +113,6 @@ def measure(models: dict[str, nn.Module], inputs: Inputs, **settings: Any) -> li
         del row["environment"], row["session"]  # said once, at the top of the document
         rows.append(row)
     return rows
-
-
-def _factory(name: str) -> Callable[[], nn.Module]:
-    if name in NETWORKS:
-        return NETWORKS[name][0]
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        raise SystemExit(f"network {name!r}: give package.module:factory or one of {', '.join(NETWORKS)}")
-    factory: Callable[[], nn.Module] = getattr(importlib.import_module(module), attribute)
-    return factory
 
 
 def _parser() -> argparse.ArgumentParser:

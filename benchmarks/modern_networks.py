@@ -5,13 +5,24 @@ Input `[n, 3, 224, 224]`, output `[n, classes]`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.networks import conv_bn
 
-__all__ = ["ConvNeXt", "EfficientNet", "VisionTransformer"]
+__all__ = [
+    "MODERN",
+    "ConvNeXt",
+    "EfficientNet",
+    "VisionTransformer",
+    "convnext_tiny",
+    "efficientnet_b0",
+    "vit_base",
+    "vit_small",
+]
 
 
 class SqueezeExcite(nn.Module):
@@ -166,3 +177,31 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat([self.token.expand(len(x), -1, -1), patches], dim=1) + self.positions
         out: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
         return out
+
+
+def efficientnet_b0(num_classes: int = 1000) -> nn.Module:
+    """EfficientNet-B0: 5,288,548 parameters."""
+    return EfficientNet(num_classes)
+
+
+def convnext_tiny(num_classes: int = 1000) -> nn.Module:
+    """ConvNeXt-T: 28,589,128 parameters."""
+    return ConvNeXt(num_classes)
+
+
+def vit_small(num_classes: int = 1000) -> nn.Module:
+    """ViT-S/16: 22,050,664 parameters."""
+    return VisionTransformer(384, 6, num_classes=num_classes)
+
+
+def vit_base(num_classes: int = 1000) -> nn.Module:
+    """ViT-B/16: 86,567,656 parameters."""
+    return VisionTransformer(768, 12, num_classes=num_classes)
+
+
+MODERN: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "efficientnet_b0": (efficientnet_b0, 5_288_548),
+    "convnext_tiny": (convnext_tiny, 28_589_128),
+    "vit_small": (vit_small, 22_050_664),
+    "vit_base": (vit_base, 86_567_656),
+}

@@ -7,7 +7,7 @@ that was asked for, and near it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from structprune.budget import Budget
 from structprune.errors import BudgetError
-from structprune.forecast import LatencyForecast, learn
+from structprune.forecast import LatencyForecast, learn, profile
 from structprune.graph import DependencyGraph
 from structprune.latency import Measurement, Ratio, measure_latency, ratio
 from structprune.plan import PruningPlan
@@ -24,7 +24,7 @@ from structprune.runtime_settings import Runtime
 from structprune.selection.contract import Prices
 from structprune.surgery import apply_plan
 
-__all__ = ["LatencyReport", "Turn", "reach"]
+__all__ = ["LatencyReport", "LayerLatency", "Turn", "reach"]
 
 _NEAR = 0.97  # of the share that was asked for: a network that takes less gave up more than it had to
 _AIM = 0.988  # between the two: where the next choice is aimed at
@@ -44,31 +44,54 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class LayerLatency:
+    """One kernel's milliseconds: in the dense network, forecast for the pruned one, and measured there.
+
+    NaN where it was not measured: the runtime may take another path at other widths, or says nothing of its kernels.
+    """
+
+    dense_ms: float
+    forecast_ms: float
+    measured_ms: float
+
+
+@dataclass(frozen=True)
 class LatencyReport:
-    """How a latency budget was met: both networks measured by turns, and the choices on the way."""
+    """How a latency budget was met: both networks measured by turns, and the choices on the way.
+
+    ``ratio`` is what the pruned network took of the dense one's latency, ``forecast`` what was expected.
+    """
 
     budget: Budget
     dense: Measurement
     pruned: Measurement
     ratio: Ratio
+    forecast: float
     turns: tuple[Turn, ...]
     forecast_error: float
-    layers: dict[str, tuple[float, float]]
+    layers: dict[str, LayerLatency]
+    """By the runtime's name of the kernel, the dense network's order."""
 
     def __str__(self) -> str:
         return (
             f"latency {self.dense.median_ms:.3f} -> {self.pruned.median_ms:.3f} ms, {self.ratio} of the dense "
-            f"network's (asked: {self.budget}; {len(self.turns)} choices measured)"
+            f"network's (asked: {self.budget}; forecast: {self.forecast:.3f}; {len(self.turns)} choices measured)"
         )
 
 
 @dataclass(frozen=True)
-class _Reached:
+class _Choice:
+    """A plan, and the network that it makes beside the dense one."""
+
     plan: PruningPlan
     model: nn.Module
     dense: Measurement
     pruned: Measurement
-    ratio: Ratio
+    turn: Turn
+
+    @property
+    def share(self) -> float:
+        return self.turn.measured.value
 
 
 def reach(
@@ -86,46 +109,57 @@ def reach(
     Raises:
         BudgetError: where the forecast, or every measured choice, is above the budget; with what was reached.
     """
-    forecast = learn(graph, model, example_inputs, Runtime.of(budget.runtime), progress)
-    sizes = graph.sizes()
-    share, correction = _asked(model, example_inputs, budget), 1.0
-    turns: list[Turn] = []
-    best: _Reached | None = None
-    seen: set[tuple[int, ...]] = set()
-    aim = share * _AIM if share < 1 else np.inf
-    widest = (
-        choose(forecast.prices(np.inf)) if len(budget.limits) > 1 else None
-    )  # that the other limits allow
-    if widest is not None and forecast(graph.counts(widest)) <= share * forecast.dense_ms:
-        aim = np.inf
-    for _ in range(_TRIES):
-        plan = choose(forecast.prices(aim, correction))
-        counts = graph.counts(plan)
-        if (
-            tuple(counts.tolist()) in seen
-        ):  # the widths are coarse: look further where the last one was not near
-            aim *= 1 / _STEP if turns[-1].measured.value > share else _STEP
-            continue
-        seen.add(tuple(counts.tolist()))
-        found = _measured(model, plan, example_inputs, budget)
-        predicted = forecast(counts) / forecast.dense_ms
-        turns.append(Turn(predicted, found.ratio))
-        if (found.ratio.value <= share or share >= 1) and (
-            best is None or found.ratio.value > best.ratio.value
-        ):
-            best = found
-        if share >= 1 or share * _NEAR <= found.ratio.value <= share or len(turns) == _TURNS:
-            break
-        if plan == widest and found.ratio.value <= share:
-            break
-        correction, aim = found.ratio.value / predicted, share * _AIM
-    if best is None:
-        raise BudgetError(_missed(budget, share, turns))
-    layers = _layers(forecast, sizes, graph.counts(best.plan))
+    on = Runtime.of(budget.runtime)
+    forecast = learn(graph, model, example_inputs, on, progress)
+    share = _asked(model, example_inputs, budget)
+    tried: list[_Choice] = []
+    for plan in _plans(graph, forecast, budget, share, choose, tried):
+        small = apply_plan(model, plan)
+        dense, pruned = measure_latency(
+            (model, small), example_inputs, runtime=on, repeats=_ROUNDS, min_time=_SECONDS
+        )
+        turn = Turn(forecast(graph.counts(plan)) / forecast.dense_ms, ratio(pruned, dense))
+        tried.append(_Choice(plan, small, dense, pruned, turn))
+    met = [one for one in tried if one.share <= share or share >= 1]
+    if not met:
+        raise BudgetError(_missed(budget, share, [one.turn for one in tried]))
+    best = max(met, key=lambda one: one.share)
+    layers = _layers(forecast, graph.counts(best.plan), best.model, example_inputs, on)
+    turns = tuple(one.turn for one in tried)
     evidence = LatencyReport(
-        budget, best.dense, best.pruned, best.ratio, tuple(turns), forecast.error, layers
+        budget, best.dense, best.pruned, best.turn.measured, best.turn.forecast, turns, forecast.error, layers
     )
     return best.plan, best.model, evidence
+
+
+def _plans(
+    graph: DependencyGraph,
+    forecast: LatencyForecast,
+    budget: Budget,
+    share: float,
+    choose: Callable[[Prices], PruningPlan],
+    tried: Sequence[_Choice],
+) -> Iterator[PruningPlan]:
+    """Plans to measure, each aimed by what the ones before took, until one is near enough."""
+    aim, correction = share * _AIM if share < 1 else np.inf, 1.0
+    # what the other limits allow may be faster than was asked
+    widest = choose(forecast.prices(np.inf)) if len(budget.limits) > 1 else None
+    if widest is not None and forecast(graph.counts(widest)) <= share * forecast.dense_ms:
+        aim = np.inf
+    seen: set[tuple[int, ...]] = set()
+    for _ in range(_TRIES):
+        plan = choose(forecast.prices(aim, correction))
+        counts = tuple(graph.counts(plan).tolist())
+        if counts in seen:  # widths are coarse: look further where the last one was not near
+            aim *= 1 / _STEP if tried[-1].share > share else _STEP
+            continue
+        seen.add(counts)
+        yield plan
+        last = tried[-1]
+        near = share * _NEAR <= last.share <= share
+        if near or share >= 1 or len(tried) == _TURNS or (plan == widest and last.share <= share):
+            return
+        correction, aim = last.share / last.turn.forecast, share * _AIM
 
 
 def _asked(model: nn.Module, example_inputs: Any, budget: Budget) -> float:
@@ -139,23 +173,17 @@ def _asked(model: nn.Module, example_inputs: Any, budget: Budget) -> float:
     return min(1.0, milliseconds / dense.median_ms)
 
 
-def _measured(model: nn.Module, plan: PruningPlan, example_inputs: Any, budget: Budget) -> _Reached:
-    small = apply_plan(model, plan)
-    dense, pruned = measure_latency(
-        (model, small),
-        example_inputs,
-        runtime=budget.runtime,
-        repeats=_ROUNDS,
-        min_time=_SECONDS,
-    )
-    return _Reached(plan, small, dense, pruned, ratio(pruned, dense))
-
-
 def _layers(
-    forecast: LatencyForecast, before: np.ndarray, after: np.ndarray
-) -> dict[str, tuple[float, float]]:
-    dense, small = forecast.layers(before), forecast.layers(after)
-    return {name: (ms, small[name]) for name, ms in dense.items()}
+    forecast: LatencyForecast, counts: np.ndarray, pruned: nn.Module, example_inputs: Any, on: Runtime
+) -> dict[str, LayerLatency]:
+    expected = forecast.layers(counts)
+    dense = {kernel.name: kernel.ms for kernel in forecast.dense.kernels}
+    measured = {kernel.name: kernel.ms for kernel in profile(pruned, example_inputs, on).kernels}
+    unknown = float("nan")
+    return {
+        name: LayerLatency(dense.get(name, unknown), ms, measured.get(name, unknown))
+        for name, ms in expected.items()
+    }
 
 
 def _missed(budget: Budget, share: float, turns: list[Turn]) -> str:

@@ -42,6 +42,11 @@ def test_the_measured_latency_is_what_was_asked_and_little_less(share: float) ->
     assert result.report.verify is not None
     dense, small = (sum(k.ms for k in kernels(m)) + WASTE for m in (mlp(), result.model))
     assert small / dense == pytest.approx(report.ratio.value, abs=1e-3)
+    for kernel, layer in zip(kernels(result.model), report.layers.values(), strict=True):
+        assert layer.measured_ms == pytest.approx(kernel.ms)
+        assert layer.forecast_ms == pytest.approx(kernel.ms, rel=0.05)
+    assert list(report.layers) == ["0", "2", "4", "6"]
+    assert sum(layer.dense_ms for layer in report.layers.values()) == pytest.approx(dense - WASTE)
 
 
 def test_widths_are_those_at_which_the_runtime_is_fast() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 import structprune as sp
 from structprune.cli.files import require_writable, write_files
@@ -46,7 +48,7 @@ from structprune.cli.options import (
     the_budget,
 )
 from structprune.cli.output import session
-from structprune.report import NetworkSize, comparison_document, comparison_table, network_size
+from structprune.report import NetworkSize, comparison_document, comparison_table, layers_table, network_size
 
 __all__ = ["prune"]
 
@@ -80,6 +82,9 @@ def prune(
         Path | None,
         typer.Option(metavar="DIR", help="Cut the network saved here further; shares stay those of MODEL."),
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Print the latency kernel by kernel: dense, forecast, measured.")
+    ] = False,
     out_folder: OutOption = None,
     onnx: OnnxOption = None,
     rewrite: RewriteOption = False,
@@ -140,7 +145,7 @@ def prune(
             *map(str, result.report.quantities),
             _kept(result),
             _proof(result),
-            *([] if result.report.latency is None else [str(result.report.latency)]),
+            *_latency(result.report.latency, layers),
             *(f"wrote {name}" for name in files.values()),
         )
         out.result(_document(model, budget, sizes, result, files))
@@ -155,8 +160,17 @@ def latency_document(latency: sp.LatencyReport) -> dict[str, Any]:
         "ratio": asdict(latency.ratio),
         "turns": turns,
         "forecast_error": latency.forecast_error,
-        "layers_ms": {name: list(pair) for name, pair in latency.layers.items()},
+        "layers": {
+            name: {key: None if math.isnan(ms) else ms for key, ms in asdict(layer).items()}
+            for name, layer in latency.layers.items()
+        },
     }
+
+
+def _latency(report: sp.LatencyReport | None, layers: bool) -> list[RenderableType]:
+    if report is None:
+        return []
+    return [str(report), *([layers_table(report)] if layers else [])]
 
 
 def _kept(result: sp.PruneResult) -> str:

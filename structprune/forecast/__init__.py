@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from structprune.forecast.forecast import LatencyForecast
-from structprune.forecast.learning import forecast_latency, learn
+from structprune.forecast.learning import forecast_latency, learn, profile
 
-__all__ = ["LatencyForecast", "forecast_latency", "learn"]
+__all__ = ["LatencyForecast", "forecast_latency", "learn", "profile"]

@@ -22,8 +22,9 @@ class LatencyForecast:
     """The latency of a network at any channel counts on one runtime, in milliseconds.
 
     ``forecast(counts)`` takes one count per group of ``graph`` (int64 ``[groups]``). ``alignment`` gives for each group
-    the multiple of channels at which the runtime is fast. ``dense_ms`` is the whole network's own latency, measured.
-    ``error`` is the median relative error of forecasts of networks that were measured only afterwards.
+    the multiple of channels at which the runtime is fast. ``dense`` is the whole network's own profile, ``dense_ms``
+    its latency, both measured. ``error`` is the median relative error of forecasts of networks that were measured
+    only afterwards.
     """
 
     def __init__(
@@ -32,7 +33,8 @@ class LatencyForecast:
         self.graph = graph
         self.samples = tuple(sorted(samples, key=lambda sample: -sample.alignment))
         self.parts = parts(self.samples, Sizes(graph).names, _BLOCKS)
-        self.dense_ms = float(np.median([sample.profile.whole_ms for sample in self.samples if sample.whole]))
+        self.dense = next(sample.profile for sample in self.samples if sample.whole)
+        self.dense_ms = self.dense.whole_ms
         self.errors = tuple(errors)
         self._times = KernelTimes(graph, self.parts, self.samples)
         self.rest_ms, self._factor = self._calibrated()

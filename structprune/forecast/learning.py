@@ -15,14 +15,14 @@ from structprune.forecast.borrowed import profiler_of
 from structprune.forecast.cache import Cache
 from structprune.forecast.forecast import LatencyForecast
 from structprune.forecast.forms import Sample
-from structprune.forecast.sampling import draw
+from structprune.forecast.sampling import draw, profile_once
 from structprune.graph import DependencyGraph
 from structprune.inputs import normalize_inputs
 from structprune.runtime_settings import Runtime
 from structprune.runtimes import inputs_for, model_for, prepare
 from structprune.runtimes.profiles import Kernel, Profile
 
-__all__ = ["forecast_latency", "learn"]
+__all__ = ["forecast_latency", "learn", "profile"]
 
 _FIRST = (64, 64, 32, 32, 16, 16, 8, 8, 4, 2, 1)
 """Alignments that are profiled before anything is forecast: coarse ones say how latency grows with width, fine ones
@@ -79,6 +79,12 @@ def learn(
                 break
         samples.finished()
     return forecast
+
+
+def profile(model: nn.Module, example_inputs: Any, runtime: Runtime) -> Profile:
+    """Return the profile of one network on a runtime; one without kernels where the runtime says nothing of them."""
+    args, kwargs = inputs_for(runtime, *normalize_inputs(example_inputs))
+    return profile_once(runtime, model_for(runtime, model), args, kwargs)
 
 
 def _checked(forecast: LatencyForecast) -> list[int]:

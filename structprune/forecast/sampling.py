@@ -22,7 +22,7 @@ from structprune.runtimes.ort_kernels import profile_onnx
 from structprune.runtimes.profiles import Profile, module_profiler
 from structprune.selection.units import reachable
 
-__all__ = ["Profiler", "draw", "has_profiler", "profiler"]
+__all__ = ["Profiler", "draw", "has_profiler", "profile_once", "profiler"]
 
 _NARROWEST = 0.2
 _DRAWS = 30
@@ -119,6 +119,19 @@ def profiler(
         return profile_onnx(converted, feeds, runtime, beside)
 
     return profile
+
+
+def profile_once(
+    runtime: Runtime, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Profile:
+    """The profile of one network, by itself; one without kernels where the runtime says nothing of them."""
+    own = module_profiler(runtime.name)
+    if own is not None:
+        return own(model, args, kwargs, runtime)
+    if runtime.name not in PROVIDERS:
+        return Profile((), float("nan"))
+    converted = convert(model, args, kwargs)
+    return profile_onnx(_bytes(converted.model), dict(_feeds(converted)), runtime)
 
 
 def _steady(profile: Callable[[], Profile], beside: TimedCall) -> Profile:
