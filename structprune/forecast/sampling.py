@@ -128,7 +128,7 @@ def profile_once(
     own = module_profiler(runtime.name)
     if own is not None:
         return own(model, args, kwargs, runtime)
-    if runtime.name not in PROVIDERS:
+    if not has_profiler(runtime):
         return Profile((), float("nan"))
     converted = convert(model, args, kwargs)
     return profile_onnx(_bytes(converted.model), dict(_feeds(converted)), runtime)
