@@ -53,8 +53,7 @@ class ValueLimit:
         expand = expander(self.groups, units)
 
         def shares(kept: Counts) -> Floats:
-            counts = np.array([expand(one) for one in kept], dtype=np.int64)
-            return self.shares(counts) / self.fraction
+            return self.shares(expand(kept)) / self.fraction
 
         return most_valuable(units, shares)
 

@@ -28,14 +28,16 @@ _EXCHANGES = 4  # rounds of that
 
 
 def expander(groups: Sequence[GroupLike], units: Sequence[Unit]) -> Callable[[Counts], Counts]:
-    """A function from counts per unit [units] to counts per group [groups]; other groups are whole."""
+    """A function from counts per unit [units] to counts per group [groups], or of many choices at once; other groups
+    are whole.
+    """
     sizes = np.array([group.size for group in groups], dtype=np.int64)
     cut = np.array([position for unit in units for position in unit.positions], dtype=np.int64)
     source = np.repeat(np.arange(len(units)), [len(unit.positions) for unit in units])
 
     def expand(kept: Counts) -> Counts:
-        counts = sizes.copy()
-        counts[cut] = kept[source]
+        counts = np.broadcast_to(sizes, (*kept.shape[:-1], len(sizes))).copy()
+        counts[..., cut] = kept[..., source]
         return counts
 
     return expand
