@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from structprune.errors import InputError
 from structprune.runtime_settings import Runtime
@@ -69,11 +70,13 @@ class Budget:
     file_size: float | None = None
 
     def __post_init__(self) -> None:
-        names = ", ".join(f"{name}=" for name in QUANTITIES)
+        given = {name: getattr(self, name) for name in QUANTITIES}
+        for name, value in given.items():
+            if value is not None:
+                object.__setattr__(self, name, _checked(name, value))
         if not self.limits:
+            names = ", ".join(f"{name}=" for name in QUANTITIES)
             raise InputError(f"Budget takes one or several of {names}; got none")
-        for limit in self.limits:
-            _check(limit.quantity, limit.value)
         timed = [str(limit) for limit in self.limits if limit.quantity in _TIMED]
         if len(timed) > 1:
             raise InputError(
@@ -100,7 +103,7 @@ class Budget:
         """The share of the original's quantity that may remain, in (0, 1], or the figure where it is one; raises
         InputError where several are bounded (`limits`).
         """
-        return float(self._one.value)
+        return self._one.value
 
     @property
     def timed(self) -> bool:
@@ -123,12 +126,13 @@ class Budget:
         return f"{text} on {self.runtime}" if self.timed else text
 
 
-def _check(name: str, value: object) -> None:
-    wrong = isinstance(value, bool) or not isinstance(value, (int, float))
+def _checked(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if name in _FIGURES:
-        if wrong or not 0 < value < math.inf:  # type: ignore[operator]
+        if not 0 < number < math.inf:
             raise InputError(f"Budget({name}={value!r}): expected {_FIGURES[name]}, more than 0")
-    elif wrong or not 0 < value <= 1:  # type: ignore[operator]
+    elif not 0 < number <= 1:
         raise InputError(
             f"Budget({name}={value!r}): expected a fraction in (0, 1] of the original network's {name}"
         )
+    return number

@@ -167,7 +167,7 @@ def _asked(model: nn.Module, example_inputs: Any, budget: Budget) -> float:
     asked = budget.time
     assert asked is not None
     if asked.quantity == "latency":
-        return float(asked.value)
+        return asked.value
     dense = measure_latency(model, example_inputs, runtime=budget.runtime, min_time=_SECONDS)
     milliseconds = 1e3 * dense.batch / asked.value if asked.quantity == "throughput" else asked.value
     return min(1.0, milliseconds / dense.median_ms)

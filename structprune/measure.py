@@ -63,8 +63,8 @@ def peak_activation_bytes(model: nn.Module, example_inputs: Any) -> int:
 
     The inputs are held throughout, as the caller holds them; each other storage lives from the operation that makes it
     to the last that is given it or a view of it, and outputs to the end. Weights, the work space inside a kernel, and
-    what Python holds on to longer than it is used are not counted: torch's eager mode takes at least this much, a
-    runtime that plans its memory about this much.
+    what Python holds on to longer than it is used are not counted: torch's eager mode takes at least this much where
+    it runs the same operations, a runtime that plans its memory about this much.
 
     >>> import torch
     >>> peak_activation_bytes(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.zeros(1, 4))

@@ -1,11 +1,11 @@
 """The peak of activation memory at any widths: which storages are live together, from the order of the operations.
 
-Counted are the inputs, which the caller holds throughout, and each storage that an operation makes, from that
-operation to the last one that is given it or a view of it; the outputs stay to the end. While an operation runs, what
-it reads and what it makes are live together. Not counted are the weights, the work space inside a kernel, and what
-Python holds on to longer than it is used (a local variable of a caller): a runtime that plans its memory needs this
-much, and torch's eager mode at least this much. What a function computes that is judged as a whole (an LSTM, a fused
-attention) is its result alone.
+Counted are the inputs, by their elements, which the caller holds throughout, and each storage that an operation makes,
+from that operation to the last one that is given it or a view of it; the outputs stay to the end. While an operation
+runs, what it reads and what it makes are live together. Not counted are the weights, the work space inside a kernel,
+and what Python holds on to longer than it is used (a local variable of a caller): a runtime that plans its memory needs
+this much, and torch's eager mode at least this much. Operations are those of the trace: where eager mode has one kernel
+for several of them (recurrent layers, the encoder's fast path), it may take less.
 
 Only those moments matter that hold all that is live just before or just after: where storages have been made since
 any was dropped. The live bytes at each of them are a polynomial of the channel counts, and the peak is the largest.

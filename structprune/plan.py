@@ -264,7 +264,7 @@ def _record(plan: PruningPlan) -> dict[str, object]:
 
 
 def _budget_record(budget: Budget) -> dict[str, object]:
-    record: dict[str, object] = {limit.quantity: float(limit.value) for limit in budget.limits}
+    record: dict[str, object] = {limit.quantity: limit.value for limit in budget.limits}
     return {**record, **Runtime.of(budget.runtime).settings()} if budget.timed else record
 
 

@@ -64,7 +64,7 @@ class SweepPoint:
         """All figures as plain data, for JSON; of the plan the widths, of the measurement median and interval."""
         groups = self.plan.groups if self.plan is not None else ()
         return {
-            "budget": {limit.quantity: float(limit.value) for limit in self.budget.limits},
+            "budget": {limit.quantity: limit.value for limit in self.budget.limits},
             "importance": self.importance,
             "remaining": dict(self.remaining or {}),
             "forecast": self.forecast,
@@ -155,7 +155,8 @@ def sweep(
 
 
 def _listed(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
-    found = (budgets,) if isinstance(budgets, Budget) else tuple(budgets)
+    several = isinstance(budgets, Iterable) and not isinstance(budgets, Budget)
+    found: tuple[Any, ...] = tuple(budgets) if several else (budgets,)
     wrong = [one for one in found if not isinstance(one, Budget)]
     if wrong or not found:
         raise InputError(
@@ -181,7 +182,7 @@ def _prices(budget: Budget, forecast: LatencyForecast | None, example_inputs: An
     asked = budget.time
     if asked is None or forecast is None:
         return None
-    share = float(asked.value)
+    share = asked.value
     if asked.quantity != "latency":
         batch = Runtime.of(budget.runtime).batch or batch_size(example_inputs)
         milliseconds = 1e3 * batch / asked.value if asked.quantity == "throughput" else asked.value

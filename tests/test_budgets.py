@@ -184,6 +184,11 @@ def test_a_budget_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
         sp.Budget(**wrong)
 
 
+def test_numbers_of_any_kind_are_numbers() -> None:
+    assert sp.Budget(macs=np.float32(0.5), params=1) == sp.Budget(macs=0.5, params=1.0)
+    assert all(type(limit.value) is float for limit in sp.Budget(macs=np.float64(0.5), params=1).limits)
+
+
 def test_what_speaks_of_one_quantity_says_so_where_there_are_several() -> None:
     budget = sp.Budget(macs=0.5, params=0.25)
     assert budget.limits == (sp.Limit("params", 0.25), sp.Limit("macs", 0.5))
@@ -258,6 +263,19 @@ def test_of_two_limits_the_one_that_cannot_be_met_is_named() -> None:
         sp.prune(mlp(), EXAMPLE, sp.Budget(latency=0.1, params=0.5, runtime="toy"))
     with pytest.raises(sp.BudgetError, match="params cannot"):
         sp.prune(mlp(), EXAMPLE, sp.Budget(latency=0.9, params=1e-5, runtime="toy"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"throughput": 1e9}, r"between [5-7]\d\d\.?\d* and \S+ samples per second"),
+        ({"latency_ms": 1e-3}, r"and [12]\.\d+ ms"),
+    ],
+    ids=str,
+)
+def test_a_figure_out_of_reach_is_told_in_its_own_unit(asked: dict[str, float], message: str) -> None:
+    with pytest.raises(sp.BudgetError, match=message):
+        sp.prune(mlp(), EXAMPLE, sp.Budget(**asked, runtime="toy"))
 
 
 @pytest.mark.parametrize("batch", [1, 4])

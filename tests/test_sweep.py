@@ -130,6 +130,7 @@ def test_milliseconds_and_throughput_are_shares_of_the_dense_latency() -> None:
     [
         ([], {}, "budgets is"),
         ([0.5], {}, "budgets is 0.5"),
+        (5, {}, "budgets is 5"),
         ([sp.Budget(macs=0.5)], {"measure": True}, "measure=True"),
         ([sp.Budget(latency=0.5, runtime="toy")], {"runtime": "torch"}, "one runtime"),
         (
@@ -138,7 +139,7 @@ def test_milliseconds_and_throughput_are_shares_of_the_dense_latency() -> None:
             "one runtime",
         ),
     ],
-    ids=["none", "a number", "measured nowhere", "another runtime", "other threads"],
+    ids=["none", "numbers", "a number", "measured nowhere", "another runtime", "other threads"],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(budgets: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(sp.InputError, match=message):

@@ -85,7 +85,7 @@ class Task:
         """One limit as shares of the original network's quantity."""
         if self.prices is not None and limit == self.budget.time:
             prices = self.prices
-            return Demand("latency", lambda many: prices.share(many)[:, None], prices.limit)
+            return Demand(limit.quantity, lambda many: prices.share(many)[:, None], prices.limit)
         quantity = limit.quantity
         sizes = self._sizes()
         whole = float(self._levels(quantity, sizes[None]).max())
@@ -93,7 +93,7 @@ class Task:
         if not whole > 0 or not reference > 0:
             nothing = Demand(quantity, lambda many: np.ones((len(many), 1)), limit.value)
             raise BudgetError(self._unreachable([(nothing, 1.0)]))
-        return Demand(quantity, lambda many: self._levels(quantity, many) / reference, float(limit.value))
+        return Demand(quantity, lambda many: self._levels(quantity, many) / reference, limit.value)
 
     def _original(self, quantity: str, whole: float) -> float:
         """The quantity in the network before it was ever pruned, as far as the graph knows."""
@@ -136,15 +136,10 @@ class Task:
         text = f"{self.budget} cannot be met: "
         if len(lowest) > 1:
             text += f"{' and '.join(missed)} cannot, "
-        whole = [
-            f"{demand.share(self._sizes()):.4g} of the original's {demand.quantity}" for demand, _ in lowest
-        ]
         if self.units:
-            ranges = zip(lowest, whole, strict=True)
-            text += (
-                ", ".join(f"between {low:.4g} and {high}" for (_, low), high in ranges) + " can be reached"
-            )
+            text += ", ".join(self._range(*one) for one in lowest) + " can be reached"
         else:
+            whole = [f"{one.share(self._sizes()):.4g} of the original's {one.quantity}" for one, _ in lowest]
             text += f"no group can be cut, so {', '.join(whole)} stay"
         text += f" under {self.bounds}" if str(self.bounds) else ""
         cut = {position for unit in self.units for position in unit.positions}
@@ -158,6 +153,18 @@ class Task:
         ]
         text += f"; held whole by constraints and ties: {_first(held)}" if held else ""
         return text + (f"; frozen: {_first(frozen)}" if frozen else "")
+
+    def _range(self, demand: Demand, lowest: float) -> str:
+        """What can be reached of one quantity, in the unit that it was asked for in."""
+        highest = demand.share(self._sizes())
+        asked = self.budget.time
+        if asked is None or asked.quantity != demand.quantity or asked.quantity == "latency":
+            return f"between {lowest:.4g} and {highest:.4g} of the original's {demand.quantity}"
+        if asked.quantity == "latency_ms":
+            whole = asked.value / demand.allowed
+            return f"between {lowest * whole:.4g} and {highest * whole:.4g} ms"
+        whole = asked.value * demand.allowed
+        return f"between {whole / highest:.4g} and {whole / lowest:.4g} samples per second"
 
     def _held(self, position: int) -> str:
         """A group that could be cut but for another one, which may not be and keeps the same number."""
