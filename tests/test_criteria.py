@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import structprune as sp
 from structprune.graph import ChannelGroup, DependencyGraph, Member
@@ -91,6 +92,15 @@ class Shared(nn.Module):
         return torch.tanh(self.again(torch.tanh(self.again(self.into(x))))) @ self.out
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.out = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.state(x)[0][:, -1])
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 
@@ -105,6 +115,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]
     "residual": (Residual, (2, 4, 4), ()),
     "shared": (Shared, (4,), ()),
     "attention": (attention, (5, 4), (5,)),
+    "recurrent": (Recurrent, (3, 4), ()),
 }
 
 
@@ -279,6 +290,20 @@ class TestEveryCriterionThatTakesData:
             case.score(name, [])
         with pytest.raises(sp.InputError, match=rf"{name!r} runs the model"):
             case.score(name, weights="folder")
+
+    def test_a_loader_that_shuffles_draws_nothing_of_the_process(self, name: str) -> None:
+        case = built("mlp")
+        loader = DataLoader(TensorDataset(case.x, case.y), 5, shuffle=True)
+        state = torch.random.get_rng_state()
+        equal(case.score(name, loader), case.score(name))
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+    def test_a_model_without_values_is_refused(self, name: str) -> None:
+        case = built("mlp")
+        with pytest.raises(
+            sp.InputError, match=rf"{name!r} runs the model, and '0.weight' is on the meta device"
+        ):
+            sp.score(copy.deepcopy(case.model).to("meta"), case.graph, name, data=case.data())
 
     def test_batches_that_do_not_fit_are_named(self, name: str) -> None:
         case = built("mlp")

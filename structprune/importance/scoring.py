@@ -54,13 +54,13 @@ def score(
         options.update(_own_data(function, data, loss))
     ours, theirs = _divided(function, options)
     if needs is not None:
-        _require_data(function, needs, data, weights)
+        _require_data(model, function, needs, data, weights)
     tensors = named_tensors(model)
     stored = {} if weights is None else _stored(model, tensors, weights)
     groups = group_tensors(model, graph, tensors, stored)
     if needs is not None and groups:
         calibration = Calibration(model, groups, data or (), loss or cross_entropy, needs.labels)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a loader that shuffles draws
             groups[0].shared.collected(needs.collect(calibration, **theirs))
     with torch.no_grad():
         return {group.name: _checked(group, _call(function, group, ours)) for group in groups}
@@ -115,10 +115,17 @@ def _divided(function: Criterion, options: dict[str, Any]) -> tuple[dict[str, An
     return ours, theirs
 
 
-def _require_data(function: Criterion, needs: Needs, data: object, weights: object) -> None:
+def _require_data(
+    model: torch.nn.Module, function: Criterion, needs: Needs, data: object, weights: object
+) -> None:
     name = _name(function)
     if weights is not None:
         raise InputError(f"criterion {name!r} runs the model: load the weights into it, instead of weights=")
+    if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise InputError(
+            f"criterion {name!r} runs the model, and {empty[0]!r} is on the meta device, without values: load the "
+            "weights first"
+        )
     if data is None:
         asking = {
             name: found.labels
