@@ -35,6 +35,7 @@ from structprune.select import select
 from structprune.staircase import Staircase, staircase
 from structprune.storage import load, load_plans, save
 from structprune.streaming import FilesReport, apply_plan_to_files
+from structprune.subnormals import flush_subnormals
 from structprune.summary import KindCut, QuantityCut
 from structprune.surgery import apply_plan
 from structprune.sweep import SweepPoint, sweep
@@ -84,6 +85,7 @@ __all__ = [
     "empty_weights",
     "export_onnx",
     "finalize",
+    "flush_subnormals",
     "forecast_latency",
     "load",
     "load_plans",

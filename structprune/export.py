@@ -53,6 +53,8 @@ class ExportReport:
     skipped: Mapping[int, str] = field(default_factory=dict)
     """Batch size -> why the module itself does not take it."""
     data_path: Path | None = None
+    subnormal_weights: int = 0
+    """How many weights are zero in the file since they would be subnormal, as folding a norm may make them."""
     note: str = ""
     """Why the batch size is fixed, where it was left to the export."""
 
@@ -62,6 +64,8 @@ class ExportReport:
         text = (
             f"{self.path}: {self.bytes} bytes, opset {self.opset}, error {worst:.1e} on batches of {batches}"
         )
+        if self.subnormal_weights:
+            text += f", {self.subnormal_weights} subnormal weights written as zero"
         return f"{text}; {self.note}" if self.note else text
 
 
@@ -85,7 +89,8 @@ def export_onnx(
 ) -> ExportReport:
     """Writes `model` as an ONNX file that was checked against it in onnxruntime, and says how near it came.
 
-    The model is exported in eval mode and left as it was. Parametrized weights (masks) are stored computed.
+    The model is exported in eval mode and left as it was. Parametrized weights (masks) are stored computed,
+    and weights that are subnormal, or become so where a norm is folded into them, as zero.
     Checked are the example itself and random inputs of its kind: floats as noise of its mean and spread,
     integers from the range that the example shows.
 
@@ -233,6 +238,7 @@ class _Staging:
             errors=errors,
             skipped=skipped,
             data_path=data_path,
+            subnormal_weights=converted.subnormal_weights,
             note=note,
         )
 

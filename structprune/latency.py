@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, overload
 
-import torch
 from torch import nn
 
 from structprune.errors import InputError
@@ -24,14 +23,14 @@ from structprune.runtimes import (
     Ratio,
     TimedCall,
     describe_environment,
+    flushed_for,
     inputs_for,
-    model_for,
     prepare,
     ratio,
     require_known,
 )
 
-__all__ = ["Measurement", "Ratio", "count_subnormals", "measure_latency", "ratio"]
+__all__ = ["Measurement", "Ratio", "measure_latency", "ratio"]
 
 _MAX_ROUNDS = 10_000
 
@@ -96,7 +95,8 @@ def measure_latency(
     """The latency of a model, or of several interleaved: a dict gives a dict, a tuple a tuple.
 
     Models run in eval mode without gradients, and their flags and torch's threads are as before afterwards.
-    On onnxruntime the batch size is fixed in the converted file.
+    On onnxruntime the batch size is fixed in the converted file. A model with subnormal weights is timed as a copy in
+    which they are zero; its measurement says how many they were, and a warning does.
 
     Args:
         models: one module, or several that take the same inputs.
@@ -120,10 +120,9 @@ def measure_latency(
     on = Runtime.of(runtime, threads, batch)
     require_known(on)
     args, kwargs = inputs_for(on, *normalize_inputs(example_inputs))
+    subjects = {name: flushed_for(on, model) for name, model in named.items()}
     with ExitStack() as stack:
-        calls = [
-            stack.enter_context(prepare(on, model_for(on, model), args, kwargs)) for model in named.values()
-        ]
+        calls = [stack.enter_context(prepare(on, model, args, kwargs)) for model, _ in subjects.values()]
         rounds = _interleave(calls, warmup, repeats, min_time, random.Random(seed))
     session, environment = uuid.uuid4().hex, describe_environment()
     measured = {
@@ -134,11 +133,11 @@ def measure_latency(
             batch=batch_size((args, kwargs)),
             dtype=on.dtype,
             provider_options=on.options,
-            subnormal_weights=count_subnormals(model),
+            subnormal_weights=count,
             environment=environment,
             session=session,
         )
-        for (name, model), times in zip(named.items(), rounds, strict=True)
+        for (name, (_, count)), times in zip(subjects.items(), rounds, strict=True)
     }
     if isinstance(models, nn.Module):
         return measured["0"]
@@ -179,21 +178,3 @@ def _interleave(
                 spent[position] += elapsed
         done += 1
     return times
-
-
-def count_subnormals(model: nn.Module) -> int:
-    """How many weights are subnormal: not zero, but below the smallest normal number of their dtype.
-
-    CPUs compute with them several times slower, so that a count above zero explains a latency.
-
-    >>> layer = nn.Linear(2, 1, bias=False)
-    >>> _ = layer.weight.data.copy_(torch.tensor([[1e-40, 1.0]]))
-    >>> count_subnormals(layer)
-    1
-    """
-    total = 0
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and not tensor.is_meta:
-            size = tensor.detach().abs()
-            total += int(((size > 0) & (size < torch.finfo(tensor.dtype).tiny)).sum())
-    return total

@@ -24,6 +24,7 @@ from structprune.rewriting import rewrite
 from structprune.select import select
 from structprune.selection.contract import Prices
 from structprune.selectors import module_names
+from structprune.subnormals import count_subnormals
 from structprune.summary import KindCut, QuantityCut, changes_of, cuts_by_kind, left_whole, quantity_cuts
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
@@ -38,7 +39,8 @@ class PruneReport:
     ``kinds`` says how much of each kind (heads, MLP widths, ...) stays; ``changes`` which statistics (norms, softmax,
     means) are taken over fewer channels than before; ``frozen`` names groups that could not be cut, with the reason:
     also those that were asked for, but keep as many channels as one that was not. ``quantities`` are those of the
-    budget that are counted, before and after.
+    budget that are counted, before and after. ``subnormal_weights`` of the pruned network slow a CPU: they are kept as
+    they were, and `flush_subnormals` sets them to zero.
     """
 
     params_before: int
@@ -54,6 +56,7 @@ class PruneReport:
     latency: LatencyReport | None = None
     quantities: tuple[QuantityCut, ...] = ()
     refit: RefitReport | None = None
+    subnormal_weights: int = 0
 
     def __str__(self) -> str:
         lines = [
@@ -71,6 +74,11 @@ class PruneReport:
             lines.append(str(self.latency))
         if self.refit:
             lines.append(str(self.refit))
+        if self.subnormal_weights:
+            lines.append(
+                f"{self.subnormal_weights:,} weights are subnormal, which slows a CPU several times: "
+                "structprune.flush_subnormals(model) sets them to zero"
+            )
         if self.unused:
             lines.append(_unused(self.unused))
         return "\n".join(lines)
@@ -189,7 +197,9 @@ def prune(
     recovery = None
     if calibration is not None and steps:
         recovery = _refit(model, small, plan, calibration, steps, outputs=outputs)
-    report = _report(graph, plan, left_whole(graph.groups, keep, only), proof, timed, recovery)
+    report = _report(
+        graph, plan, left_whole(graph.groups, keep, only), proof, timed, recovery, count_subnormals(small)
+    )
     if not inplace:
         return PruneResult(small, plan, report)
     apply_plan(model, plan, inplace=True)
@@ -210,6 +220,7 @@ def _report(
     proof: VerifyReport | None,
     timed: LatencyReport | None,
     recovery: RefitReport | None,
+    subnormals: int,
 ) -> PruneReport:
     before = graph.sizes()
     after = graph.counts(plan)
@@ -227,4 +238,5 @@ def _report(
         latency=timed,
         quantities=() if plan.budget is None else quantity_cuts(graph, plan.budget, after),
         refit=recovery,
+        subnormal_weights=subnormals,
     )

@@ -18,7 +18,7 @@ NAMES = [
     "RefitReport", "refit",
     # measuring
     "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "Runtime", "Staircase", "forecast_latency",
-    "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",
+    "flush_subnormals", "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",
     "staircase", "weight_bytes",
     # files
     "ExportReport", "FilesReport", "apply_plan_to_files", "export_onnx", "load", "load_plans", "save",

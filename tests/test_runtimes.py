@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from structprune.errors import ExportError, InputError
-from structprune.latency import Measurement, count_subnormals, measure_latency, ratio
+from structprune.latency import Measurement, measure_latency, ratio
 from structprune.runtime_settings import Runtime
 from structprune.runtimes import (
     inference_mode,
@@ -264,17 +264,6 @@ def test_onnxruntime_computes_with_subnormals_as_zero_unless_told_otherwise(
             Squares(), torch.full((1 << 20,), 1e-20), runtime=on, warmup=0, repeats=1, min_time=0.0
         )
     assert [bool((array.view("int32") == 0).all()) for array in outputs] == [flushed, flushed]
-
-
-def test_subnormal_weights_are_counted_and_named() -> None:
-    model = nn.Linear(4, 3, bias=False)
-    nn.init.ones_(model.weight)
-    with torch.no_grad():
-        model.weight[0, :2] = torch.tensor([1e-40, 0.0])
-    assert count_subnormals(model) == 1
-    got = measure_latency(model, X, runtime="torch", repeats=6, min_time=0.0)
-    assert got.subnormal_weights == 1
-    assert "1 subnormal" in str(got)
 
 
 @pytest.mark.parametrize(

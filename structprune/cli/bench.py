@@ -110,7 +110,7 @@ def _table(tables: list[Rows]) -> Table:
 def _note(row: sp.Measurement) -> str:
     notes = ["unstable"] if row.unstable else []
     if row.subnormal_weights:
-        notes.append(f"{row.subnormal_weights} subnormal weights, which slow a CPU")
+        notes.append(f"{row.subnormal_weights} subnormal weights, timed as zero")
     return "; ".join(notes)
 
 

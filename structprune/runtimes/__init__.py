@@ -25,7 +25,7 @@ from structprune.runtimes.registry import (
     require_known,
     runtime_names,
 )
-from structprune.runtimes.subject import inputs_for, model_for
+from structprune.runtimes.subject import flushed_for, inputs_for, model_for
 
 __all__ = [
     "Kernel",
@@ -34,6 +34,7 @@ __all__ = [
     "Ratio",
     "TimedCall",
     "describe_environment",
+    "flushed_for",
     "inference_mode",
     "inputs_for",
     "lender",

@@ -30,6 +30,7 @@ class Measurement:
     """What model and inputs were converted to; None where they were timed as they are."""
     provider_options: Mapping[str, str] = field(default_factory=dict)
     subnormal_weights: int = 0
+    """How many weights of the model are subnormal; zeros were timed in their place."""
     environment: Mapping[str, str] = field(default_factory=dict)
     session: str = ""
     """Measurements of one session were interleaved: their rounds are pairs."""
@@ -73,7 +74,7 @@ class Measurement:
         runtime = Runtime(self.runtime, self.threads, self.batch, self.dtype, options)
         text = f"{self.median_ms:.3f} ms [{low:.3f}, {high:.3f}], {runtime}"
         if self.subnormal_weights:
-            text += f", {self.subnormal_weights} subnormal weights"
+            text += f", {self.subnormal_weights} subnormal weights timed as zero"
         return text + (", unstable" if self.unstable else "")
 
 

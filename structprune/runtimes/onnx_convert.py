@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 from structprune.errors import ExportError
 from structprune.inputs import batch_size, map_tensors, named_tensors, tensors_in
 from structprune.runtimes.flags import inference_mode
+from structprune.subnormals import without_subnormals
 
 __all__ = ["Converted", "convert", "save_model", "weight_bytes"]
 
@@ -41,6 +42,8 @@ class Converted:
 
     model: ir.Model
     inputs: tuple[Tensor, ...]
+    subnormal_weights: int = 0
+    """How many weights were subnormal, most often by folding a norm into them, and are zero in the model."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -100,7 +103,7 @@ def convert(
     if program is None:
         raise ExportError(f"{type(model).__name__}: torch's ONNX exporter returned nothing")
     _tidy(program.model)
-    converted = Converted(program.model, inputs)
+    converted = Converted(program.model, inputs, _flush(program.model))
     if opset not in (None, converted.opset):
         raise ExportError(
             f"{type(model).__name__}: {opset=} was asked for and torch's exporter could only give "
@@ -218,6 +221,18 @@ def _tidy(model: ir.Model) -> None:
         value.metadata_props.clear()
         if value.name is not None and value.name.startswith(f"{_WRAPPED}."):
             value.name = value.name.removeprefix(f"{_WRAPPED}.")
+
+
+def _flush(model: ir.Model) -> int:
+    """Sets subnormal weights to zero, and returns how many there were; the module's own tensors stay as they are."""
+    found = 0
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype.is_floating_point():
+            array, count = without_subnormals(value.const_value.numpy())
+            if count:
+                value.const_value = ir.tensor(array, dtype=value.const_value.dtype, name=value.name)
+            found += count
+    return found
 
 
 def weight_bytes(model: ir.Model) -> int:

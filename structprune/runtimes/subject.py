@@ -1,9 +1,10 @@
-"""What is timed: the model and its inputs as a runtime is to run them, converted on a copy where it asks for that."""
+"""What is timed: model and inputs as a runtime is to run them; a copy where it has to be converted or flushed."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from structprune.errors import InputError
 from structprune.inputs import map_tensors, repeat_batch
 from structprune.runtime_settings import Runtime
+from structprune.subnormals import count_subnormals, flush_subnormals
 
-__all__ = ["inputs_for", "model_for"]
+__all__ = ["flushed_for", "inputs_for", "model_for"]
 
 
 def inputs_for(
@@ -31,21 +33,41 @@ def inputs_for(
 
 
 def model_for(runtime: Runtime, model: nn.Module) -> nn.Module:
-    """The model in the runtime's dtype: itself where it is so already, else a copy."""
+    """The model as it is timed on the runtime: `flushed_for` without the number."""
+    return flushed_for(runtime, model)[0]
+
+
+def flushed_for(runtime: Runtime, model: nn.Module) -> tuple[nn.Module, int]:
+    """The model in the runtime's dtype without subnormal numbers, and how many there were; itself where it is so.
+
+    A number that is taken with them says little about the network, so a copy has zeros there, and a warning says so.
+    """
     dtype = _dtype(runtime)
     tensors = itertools.chain(model.parameters(), model.buffers())
-    if dtype is None or all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point()):
-        return model
+    if dtype is not None and any(tensor.dtype != dtype for tensor in tensors if tensor.is_floating_point()):
+        copied = _copy(
+            model, f"dtype={runtime.dtype!r}", "Convert the model and its inputs and leave dtype out"
+        )
+        model = getattr(copied, _METHODS[dtype])()  # not `to(dtype)`: it makes complex tensors real
+    count = count_subnormals(model)
+    if count:
+        model = _copy(model, f"{count} subnormal weights", "Call structprune.flush_subnormals(model) first")
+        flush_subnormals(model)
+        warnings.warn(
+            f"{count} weights of {type(model).__name__} are subnormal, which slows a CPU several times: a copy is "
+            "timed in which they are zero. structprune.flush_subnormals(model) sets them to zero in the model itself",
+            stacklevel=3,
+        )
+    return model, count
+
+
+def _copy(model: nn.Module, why: str, remedy: str) -> nn.Module:
     try:
-        copied = copy.deepcopy(model)
+        return copy.deepcopy(model)
     except (TypeError, RuntimeError, NotImplementedError) as error:
         raise InputError(
-            f"dtype={runtime.dtype!r} needs a copy of {type(model).__name__}, which cannot be copied: {error}. "
-            "Convert the model and its inputs yourself and leave dtype out"
+            f"{why}: timing needs a copy of {type(model).__name__}, which cannot be copied: {error}. {remedy}"
         ) from error
-    # not `to(dtype)`: it makes complex tensors real
-    converted: nn.Module = getattr(copied, _METHODS[dtype])()
-    return converted
 
 
 _METHODS = {
