@@ -268,6 +268,18 @@ def test_a_criterion_is_worked_out_on_data(models: str) -> None:
         assert said in " ".join(result.stderr.split())
 
 
+def test_what_is_left_is_refitted_on_calibration_data(models: str) -> None:
+    Path("feed.py").write_text(FEED)
+    asked = ("prune", f"{models}:mlp", "-i", "1x6", "--channels", "0.5")
+    assert document(call(*asked, "--json"))["refit"] is None
+    cut, *steps = document(call(*asked, "--calibration", "feed.py:batches", "--json"))["refit"]["steps"]
+    assert cut["step"] == "cut"
+    assert steps[-1]["error"] < cut["error"]
+    missing = call(*asked, "--calibration", "feed.py:absent")
+    assert missing.exit_code == ExitCode.USAGE
+    assert "--calibration 'feed.py:absent'" in " ".join(missing.stderr.split())
+
+
 FEED = """
 import torch
 

@@ -72,12 +72,13 @@ def model_factory(name: str) -> Callable[[], nn.Module]:
     return factory
 
 
-def build_data(name: str | None) -> Iterable[Any] | None:
-    """The batches that `name` stands for: an iterable, or what a function without arguments returns; None for None.
+def build_data(name: str | None, option: str = "--data") -> Iterable[Any] | None:
+    """The batches that `name`, given as `option`, stands for: an iterable, or what a function without arguments
+    returns; None for None.
 
     Raises InputError where it is not found, fails, or is nothing to go through.
     """
-    found = None if name is None else _lookup(name, "--data")
+    found = None if name is None else _lookup(name, option)
     if callable(found) and not isinstance(found, Iterable):
         try:
             found = found()

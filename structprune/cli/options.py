@@ -12,6 +12,7 @@ from structprune.importance import CRITERIA, options_of
 
 __all__ = [
     "BatchOption",
+    "CalibrationOption",
     "ChannelsOption",
     "CriterionOption",
     "DataOption",
@@ -130,6 +131,15 @@ DataOption = Annotated[
         metavar="DATA",
         help="What --criterion is worked out on: package.module:batches or file.py:batches, an iterable of (inputs, "
         "target) or a function that returns one.",
+    ),
+]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="DATA",
+        help="Refit what is left to the original on these inputs: package.module:batches or file.py:batches, as for "
+        "--data, without targets.",
     ),
 ]
 LossOption = Annotated[

@@ -15,6 +15,7 @@ from structprune.cli.files import require_writable, write_files
 from structprune.cli.models import build_data, build_loss, build_model
 from structprune.cli.options import (
     BatchOption,
+    CalibrationOption,
     ChannelsOption,
     CriterionOption,
     DataOption,
@@ -72,6 +73,7 @@ def prune(
     criterion: CriterionOption = "l2",
     data: DataOption = None,
     loss: LossOption = None,
+    calibration: CalibrationOption = None,
     scope: ScopeOption = None,
     multiple_of: MultipleOption = None,
     keep: KeepOption = None,
@@ -113,7 +115,7 @@ def prune(
                 file_size=file_size,
             )
             step("building the model")
-            batches = build_data(data)
+            batches, for_refit = build_data(data), build_data(calibration, "--calibration")
             original = build_model(model, None, seed)
             example = sp.parse_inputs(inputs, seed)
             plain = folder is None and not rewrite
@@ -126,6 +128,7 @@ def prune(
                 criterion,
                 data=batches,
                 loss=build_loss(loss),
+                calibration=for_refit,
                 scope=scope,
                 multiple_of=multiple_of,
                 keep=keep or (),
@@ -145,6 +148,7 @@ def prune(
             *map(str, result.report.quantities),
             _kept(result),
             _proof(result),
+            *([] if result.report.refit is None else [str(result.report.refit)]),
             *_latency(result.report.latency, layers),
             *(f"wrote {name}" for name in files.values()),
         )
@@ -203,5 +207,6 @@ def _document(
         "changes": [asdict(change) for change in result.report.changes],
         "frozen": [{"group": name, "reason": reason} for name, reason in result.report.frozen],
         "proof": None if proof is None else asdict(proof),
+        "refit": None if result.report.refit is None else asdict(result.report.refit),
         "files": files,
     }
