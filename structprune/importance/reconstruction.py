@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,19 +45,26 @@ class InputGram:
         fitted anew by (ridge) least squares: float64 [size]; ``labels [groups, inputs]`` has -1 where none applies.
         """
         errors = np.zeros(size)
-        for weight, gram, own in zip(self.weight, self.gram, labels, strict=True):
-            ridge = self.damping * gram.diagonal().real.mean()
-            if ridge <= 0:  # no data came here: nothing is lost
+        for weight, inverse, own in zip(self.weight, self.inverses, labels, strict=True):
+            if inverse is None:  # nothing is lost
                 continue
-            damped = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
             for channels, positions in _sets(own):
-                at = torch.from_numpy(positions).to(gram.device)
+                at = torch.from_numpy(positions).to(inverse.device)
                 block = inverse[at.unsqueeze(2), at.unsqueeze(1)]  # [n, k, k]
                 removed = weight.t()[at]  # [n, k, outputs]
                 lost = (removed.conj() * torch.linalg.solve(block, removed)).real.sum((1, 2))
                 errors[channels] += lost.cpu().numpy()
         return errors
+
+    @cached_property
+    def inverses(self) -> list[Tensor | None]:
+        """The inverse of each damped Gram matrix, worked out once for all groups; None where no data came."""
+        found: list[Tensor | None] = []
+        for gram in self.gram:
+            ridge = self.damping * gram.diagonal().real.mean()
+            damped = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+            found.append(torch.cholesky_inverse(torch.linalg.cholesky(damped)) if ridge > 0 else None)
+        return found
 
     def energies(self) -> Tensor:
         """The squared size of each output per sample, ``[groups, outputs]``."""
