@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,18 @@ def test_on_networks_of_middle_size_the_choice_keeps_99_percent_of_the_best(shar
     best = best_choice(widths, limit, seconds=20.0)
     assert costs(found[None])[0] <= limit
     assert widths.value(places_of(units, found)) >= 0.99 * best.bound
+
+
+@pytest.mark.parametrize("share", [0.35, 0.6])
+def test_where_every_width_is_a_choice_the_stairs_do_not_hold_it_up(share: float) -> None:
+    generator = np.random.default_rng(int(100 * share))
+    units, costs = drawn_units(generator, 10, 16), drawn_costs(generator, 10)
+    limit = share * whole(units, costs)
+    fine = [replace(unit, allowed=np.arange(1, unit.size + 1)) for unit in units]
+    found = most_valuable(fine, lambda counts: costs(counts) / limit)
+    best = best_choice(plain(units, costs), limit, seconds=20.0)  # of multiples of 8 alone
+    assert costs(found[None])[0] <= limit
+    assert plain(fine, costs).value(places_of(fine, found)) >= 0.99 * best.value
 
 
 def test_where_one_width_is_part_of_all_the_choice_is_as_good() -> None:

@@ -283,6 +283,22 @@ def test_the_busiest_groups_come_first() -> None:
     assert list(times.values()) == sorted(times.values(), reverse=True)
 
 
+def test_another_budget_is_solved_with_the_same_scores_and_profiles() -> None:
+    model = mlp()
+    forecast = sp.forecast_latency(model, EXAMPLE, runtime="stairs")
+    scores = sp.score(model, forecast.graph, "l2")
+    taken = SLOW["calls"]
+    widths = []
+    for share in (0.95, 0.9, 0.87):
+        budget = sp.Budget(latency=share, runtime="stairs")
+        plan = sp.select(forecast.graph, scores, budget, prices=forecast.prices(share))
+        counts = forecast.graph.counts(plan)
+        assert forecast(counts) <= share * forecast.dense_ms * (1 + 1e-9)
+        widths.append(int(counts.sum()))
+    assert SLOW["calls"] == taken
+    assert widths == sorted(widths, reverse=True)
+
+
 def call(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 

@@ -3,13 +3,14 @@
 What a channel costs depends on how wide its neighbours are, so no order of channels is right from the start. From the
 whole network, the step goes first that loses the least importance for what it saves, all prices taken anew at every
 step (the greedy of NetAdapt and HALP: Yang et al., ECCV 2018; Shen et al., NeurIPS 2022). Then steps are exchanged as
-long as that keeps more.
+long as that keeps more. Widths that cost no less than a wider one are no choice: what is left of each stair is its end.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ _REACH = (1, 2, 4, 8)  # steps down that are looked at: past a stair on which on
 _NEAR = (1, 2, 3)  # steps that are exchanged
 _ROUNDS = 60
 _FEW = 100  # choices of all units together, up to which one unit is tried at each of its widths
+_MIXED = (1, 2, 4, 8, 16)  # places above and below a width
+_DEARER = 0.02  # of what the width adds to the least
 _MORE = 1 + 1e-9  # an exchange has to keep this many times as much
 
 
@@ -63,21 +66,68 @@ def most_valuable(units: Sequence[Unit], shares: Shares) -> Counts:
 
     The least that the units may keep has to fit.
     """
-    problem = _Problem(units, shares)
-    state = problem.improved(problem.reduced(problem.tops))
-    if problem.few:  # from below as well: it costs little, and where widths are coarse it may end elsewhere
-        other = problem.improved(np.zeros_like(problem.tops))
-        state = max(state, other, key=problem.values)
-    return problem.counts(state)
+    choices = _cheaper_than_wider(units, shares)
+    few = sum(len(unit.allowed) - 1 for unit in units) <= _FEW
+    problem = _Problem(choices, shares, few)
+    starts = [problem.reduced(problem.tops)]
+    if few:  # from below as well: it costs little, and where widths are coarse it may end elsewhere
+        starts.append(np.zeros_like(problem.tops))
+    coarse = _cheap_for_their_size(choices, shares)
+    if not few and any(len(a.allowed) < len(b.allowed) for a, b in zip(coarse, choices, strict=True)):
+        steps = _Problem(coarse, shares)
+        starts.append(problem.places(steps.counts(steps.improved(steps.reduced(steps.tops)))))
+    return problem.counts(max((problem.improved(start) for start in starts), key=problem.values))
+
+
+def _priced(units: Sequence[Unit], shares: Shares, n: int, beside: Counts) -> Floats:
+    """What the budget is taken by at each width of unit `n` beside the others' counts."""
+    choices = np.tile(beside, (len(units[n].allowed), 1))
+    choices[:, n] = units[n].allowed
+    return shares(choices)
+
+
+def _cheaper_than_wider(units: Sequence[Unit], shares: Shares) -> list[Unit]:
+    """The units with the widths that cost less than all wider ones, beside units that are whole or beside such at half;
+    and their least.
+    """
+    wide = np.array([unit.size for unit in units], dtype=np.int64)
+    half = np.array([unit.allowed[len(unit.allowed) // 2] for unit in units], dtype=np.int64)
+    found = []
+    for n, unit in enumerate(units):
+        kept = np.arange(len(unit.allowed)) == 0
+        for beside in (wide, half):
+            priced = _priced(units, shares, n, beside)
+            kept |= priced < np.append(np.minimum.accumulate(priced[:0:-1])[::-1], np.inf)
+        found.append(replace(unit, allowed=unit.allowed[kept]))
+    return found
+
+
+def _cheap_for_their_size(units: Sequence[Unit], shares: Shares) -> list[Unit]:
+    """The units with the widths that cost no more than a mixture of a wider and a narrower near one: of stairs the
+    ends.
+    """
+    wide = np.array([unit.size for unit in units], dtype=np.int64)
+    found = []
+    for n, unit in enumerate(units):
+        priced, place = _priced(units, shares, n, wide), np.arange(len(unit.allowed))
+        mixed = np.full(len(place), np.inf)
+        for down, up in itertools.product(_MIXED, _MIXED):
+            low, high = np.maximum(place - down, 0), np.minimum(place + up, place[-1])
+            span = np.maximum(unit.allowed[high] - unit.allowed[low], 1)
+            line = priced[low] + (priced[high] - priced[low]) * (unit.allowed - unit.allowed[low]) / span
+            mixed = np.where((low < place) & (place < high), np.minimum(mixed, line), mixed)
+        dearer = (priced - mixed) > _DEARER * (mixed - priced[0])
+        found.append(replace(unit, allowed=unit.allowed[~dearer]))
+    return found
 
 
 class _Problem:
     """States are places in the units' allowed counts: int64 ``[units]``, or ``[states, units]``."""
 
-    def __init__(self, units: Sequence[Unit], shares: Shares) -> None:
+    def __init__(self, units: Sequence[Unit], shares: Shares, few: bool = False) -> None:
         longest = max((len(unit.allowed) for unit in units), default=1)
         self.tops = np.array([len(unit.allowed) - 1 for unit in units], dtype=np.int64)
-        self.few = int(self.tops.sum()) <= _FEW
+        self._few = few
         self._shares = shares
         self._all = np.arange(len(units))
         self._counts = np.zeros((len(units), longest), dtype=np.int64)
@@ -89,6 +139,11 @@ class _Problem:
 
     def counts(self, states: Counts) -> Counts:
         found: Counts = self._counts[self._all, states]
+        return found
+
+    def places(self, counts: Counts) -> Counts:
+        """The state of these counts, which are among the units' allowed ones."""
+        found: Counts = (self._counts == counts[:, None]).argmax(axis=1)
         return found
 
     def values(self, states: Counts) -> Floats:
@@ -170,7 +225,7 @@ class _Problem:
     def _forced(self, state: Counts) -> Counts | None:
         """A more valuable state with one unit moved and held there, and the others fitted around it."""
         least = float(self.values(state)) * _MORE
-        longest = int(self.tops.max(initial=0)) if self.few else 2
+        longest = int(self.tops.max(initial=0)) if self._few else 2
         for moved in self._moves(state, [sign * step for step in range(1, longest + 1) for sign in (-1, 1)]):
             held = int(np.argmax(moved != state))
             found = self._refilled(self.reduced(moved, held), held)
