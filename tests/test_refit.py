@@ -525,6 +525,13 @@ def test_a_loader_that_shuffles_is_read_alike_in_each_pass() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_criteria_from_data_are_worked_out_on_the_same_inputs() -> None:
+    model, data = drawn(3)
+    budget = sp.Budget(channels=0.5)
+    plan = sp.prune(model, data[0], budget, "wanda", calibration=iter(data)).plan
+    assert plan == sp.prune(model, data[0], budget, "wanda", data=data).plan
+
+
 class Random:
     def __iter__(self) -> Iterator[Tensor]:
         self.seed = getattr(self, "seed", 0) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,16 +38,13 @@ def fold(
             gone = one.removed(weight, index[one.parameter])
             share = (gone @ means[one].unsqueeze(-1)).squeeze(-1)
             shifts[one] = share.flatten()[one.kept]
-    errors = _errors(original, small, able, batches)
+    gaps = _gaps(original, small, able, batches)
     done = []
     for one, shift in shifts.items():
-        if one not in errors:
+        if one not in gaps:
             continue
-        gap, squares, whole, count = errors[one]
         _, constant = one.rounded(one.matrix(), one.constant() + shift)
-        shift = constant - one.constant()
-        after = (squares - 2 * shift * gap + count * shift.square()).sum()
-        result = LayerRefit(one.name, "fold", relative(squares.sum(), whole), relative(after, whole))
+        result = LayerRefit(one.name, "fold", gaps[one].error(), gaps[one].error(constant - one.constant()))
         if result.taken:
             one.write(None, constant)
         done.append(result)
@@ -71,16 +69,33 @@ def _means(original: Twin, consumers: Sequence[Consumer], batches: Batches) -> d
     return {one: total / counts[one] for one, total in sums.items() if counts[one]}
 
 
-Errors = tuple[Tensor, Tensor, Tensor, int]
-
-
-def _errors(
-    original: Twin, small: Twin, consumers: Sequence[Consumer], batches: Batches
-) -> dict[Consumer, Errors]:
-    """On held-back data: the sum of the differences of each output from the original's, the sum of their squares
-    ``[g, o]``, the sum of squares of the original's, and the number of rows.
+@dataclass
+class _Gaps:
+    """Sums over rows: of each output's differences from the original's and of their squares ``[g, o]``, of the squares
+    of the original's, and how many rows there are.
     """
-    sums: dict[Consumer, Errors] = {}
+
+    sums: Tensor
+    squares: Tensor
+    whole: Tensor
+    count: int = 0
+
+    def add(self, y: Tensor, given: Tensor) -> None:
+        self.sums += (y - given).sum(1)
+        self.squares += (y - given).square().sum(1)
+        self.whole += y.square().sum()
+        self.count += y.shape[1]
+
+    def error(self, shift: Tensor | float = 0.0) -> float:
+        """The relative error once ``shift`` is added to what is given."""
+        return relative((self.squares - 2 * shift * self.sums + self.count * shift**2).sum(), self.whole)
+
+
+def _gaps(
+    original: Twin, small: Twin, consumers: Sequence[Consumer], batches: Batches
+) -> dict[Consumer, _Gaps]:
+    """How the outputs of consumers differ from the original's on held-back data."""
+    found: dict[Consumer, _Gaps] = {}
     wanted: dict[Consumer, list[Tensor]] = {}
 
     def keep(one: Consumer, use: Use) -> None:
@@ -94,18 +109,13 @@ def _errors(
         given = given[:, batches.fitted(given.shape[1], bool(batches.held)) :].double()
         if given.shape != y.shape:
             return  # values chose: this use met other rows there
-        gap = y - given
-        old = sums.get(one, (torch.zeros_like(gap[:, 0]), torch.zeros_like(gap[:, 0]), y.new_zeros(()), 0))
-        sums[one] = (
-            old[0] + gap.sum(1),
-            old[1] + gap.square().sum(1),
-            old[2] + y.square().sum(),
-            old[3] + y.shape[1],
-        )
+        if one not in found:
+            found[one] = _Gaps(torch.zeros_like(one.shift), torch.zeros_like(one.shift), y.new_zeros(()))
+        found[one].add(y, given)
 
     for inputs, held in batches:
         if held or not batches.held:
             wanted.clear()
             tapped(original, consumers, inputs, keep)
             tapped(small, consumers, inputs, compare)
-    return sums
+    return found

@@ -32,7 +32,7 @@ def survey(
     """The layers of a cut network in the order in which they run, from the first consumer of the cut on, and the
     consumers that cannot be refitted, with the reason.
     """
-    wide, narrow, left = _Seen(original, plan), _Seen(small, plan), {}
+    wide, narrow, left = _Seen(original), _Seen(small), {}
     args, kwargs = inputs
     original.watch(wide.use, *args, **kwargs)
     with watching_norms(small, narrow.norm):
@@ -55,8 +55,8 @@ class _Unfit(Exception):
 class _Seen:
     """Where one run uses weights, in which order, and the norms that follow."""
 
-    def __init__(self, twin: Twin, plan: PruningPlan) -> None:
-        self.twin, self.plan = twin, plan
+    def __init__(self, twin: Twin) -> None:
+        self.twin = twin
         self.places: dict[str, list[Place]] = {}
         self.biases: dict[tuple[str, int], Tensor] = {}
         #: of each bias and running mean: the weights whose products it meets
