@@ -61,8 +61,8 @@ def _compiled(
         if not _compile(lambda: call(*args, **kwargs), runtime):
             raise InputError(
                 f"runtime={runtime.name!r}: torch.compile compiles nothing of {type(model).__name__}. Either its "
-                "forward computes nothing, or compiling is switched off: by TORCH_COMPILE_DISABLE, "
-                "torch._dynamo.config.disable or torch.compiler.set_stance"
+                "forward computes nothing or is TorchScript, or compiling is switched off: by "
+                "TORCH_COMPILE_DISABLE, torch._dynamo.config.disable or torch.compiler.set_stance"
             )
         yield timed_call(call, args, kwargs, device)
 

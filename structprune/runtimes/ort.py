@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -130,7 +131,14 @@ def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
 def _session(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: Runtime
 ) -> Iterator[tuple[onnxruntime.InferenceSession, dict[str, np.ndarray[Any, Any]]]]:
+    providers(runtime)  # refuses options before anything is converted
     converted = convert(model, args, kwargs)
+    if converted.subnormal_weights:
+        warnings.warn(
+            f"folding the norms of {type(model).__name__} makes {converted.subnormal_weights} of its weights "
+            "subnormal, which slows a CPU several times: zeros are timed in their place, as export_onnx writes them",
+            stacklevel=2,
+        )
     with tempfile.TemporaryDirectory(prefix="structprune-") as folder:
         path = Path(folder) / "model.onnx"
         save_model(converted.model, path)
