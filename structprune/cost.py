@@ -72,9 +72,10 @@ def product_terms(
     factors: Sequence[Expr], variables: Mapping[Atom, int], known: dict[int, tuple[Expr, Terms]]
 ) -> Terms:
     """Return the product of sizes as a polynomial; ``known`` keeps what was expanded, for other products."""
+    expanded = [_expand(axes.normal(factor), variables, known) for factor in factors]
     product: Terms = {(): 1.0}
-    for factor in factors:
-        product = _times(product, _expand(axes.normal(factor), variables, known))
+    for terms in sorted(expanded, key=len):  # numbers first: they only scale
+        product = _times(product, terms)
     return product
 
 

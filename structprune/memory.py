@@ -13,7 +13,6 @@ any was dropped. The live bytes at each of them are a polynomial of the channel 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,14 +59,30 @@ class Peaks:
 def compile_peaks(run: Run, variables: Mapping[Atom, int], count: int) -> Peaks:
     """Return the live bytes of a traced run as polynomials; atoms that are no variable count with their full size."""
     known: dict[int, tuple[Expr, Terms]] = {}
+    live: Terms = {}
+
+    sizes: dict[int, Terms] = {}
+
+    def bytes_of(held: Held) -> Terms:
+        if held.place not in sizes:
+            terms = product_terms(held.dims, variables, known)
+            sizes[held.place] = {key: value * held.itemsize for key, value in terms.items()}
+        return sizes[held.place]
+
     moments: dict[tuple[tuple[tuple[int, ...], float], ...], None] = {}
-    for live in _moments(_lives(run)):
-        total: Counter[tuple[int, ...]] = Counter()
-        for held in live:
-            for key, value in product_terms(held.dims, variables, known).items():
-                total[key] += value * held.itemsize  # type: ignore[assignment]
-        moments[tuple(sorted(total.items()))] = None
+    for made, dropped in _changes(_lives(run)):
+        _add(live, map(bytes_of, made), 1.0)
+        moments[tuple(sorted(live.items()))] = None
+        _add(live, map(bytes_of, dropped), -1.0)
     return Peaks([dict(terms) for terms in moments] or [{(): 0.0}], count)
+
+
+def _add(total: Terms, terms: Iterable[Terms], sign: float) -> None:
+    for one in terms:
+        for key, value in one.items():
+            total[key] = total.get(key, 0.0) + sign * value
+            if not total[key]:
+                del total[key]
 
 
 @dataclass(slots=True)
@@ -95,21 +110,19 @@ def _lives(run: Run) -> list[_Life]:
     return list(lives.values())
 
 
-def _moments(lives: Iterable[_Life]) -> Iterator[list[Held]]:
-    """Yield what is live at each moment after which something is dropped and before which something was made."""
-    born: dict[int, list[_Life]] = {}
-    dropped: dict[int, list[_Life]] = {}
+def _changes(lives: Iterable[_Life]) -> Iterator[tuple[list[Held], list[Held]]]:
+    """Yield what has been made since anything was dropped, and what is dropped then: the peak lies between the two."""
+    born: dict[int, list[Held]] = {}
+    ended: dict[int, list[Held]] = {}
     for life in lives:
-        born.setdefault(life.born, []).append(life)
-        dropped.setdefault(life.last, []).append(life)
-    live: dict[int, Held] = {}
-    grown = False
-    for now in sorted(born.keys() | dropped.keys()):
-        for life in born.get(now, ()):
-            live[life.held.place] = life.held
-            grown = True
-        if grown and now in dropped:
-            yield list(live.values())
-            grown = False
-        for life in dropped.get(now, ()):
-            del live[life.held.place]
+        born.setdefault(life.born, []).append(life.held)
+        ended.setdefault(life.last, []).append(life.held)
+    made: list[Held] = []
+    dropped: list[Held] = []
+    for now in sorted(born.keys() | ended.keys()):
+        if now in born and dropped:
+            yield made, dropped
+            made, dropped = [], []
+        made += born.get(now, [])
+        dropped += ended.get(now, [])
+    yield made, dropped

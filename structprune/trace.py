@@ -149,7 +149,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outp
             context.ledger.number(number)
     context.ledger.open = False
     found = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
-    returned = frozenset(tracer.held(tensor).place for tensor in output_tensors(result))
+    returned = frozenset(map(tracer.place, output_tensors(result)))
     unused = frozenset(name for name, tensor in tensors.items() if id(tensor) not in tracer.read)
     run = Run(
         context,

@@ -261,7 +261,7 @@ class Tracer:
     def _record(self, name: str, tensors: Sequence[torch.Tensor], args: tuple[Any, ...], out: Any) -> None:
         dims = self.context.dims
         given = tuple(dims.get(tensor) or () for tensor in tensors)
-        reads = tuple(self.held(tensor).place for tensor in tensors)
+        reads = tuple(map(self.place, tensors))
         writes = tuple(self.held(tensor) for tensor in iter_tensors((out,)))
         self.records.append(Record(self.context.layer, name, given, reads, writes))
         for tensor in iter_tensors((out,)):
@@ -269,7 +269,12 @@ class Tracer:
                 dims[tensor] = self._unjudged(tensor, args)
 
     def held(self, tensor: torch.Tensor) -> Held:
-        """Return a tensor as it lies in memory: its storage by a number that no other one of the run has."""
+        """Return a tensor as it lies in memory."""
+        dims = self.context.dims.get(tensor) or constants(tensor)
+        return Held(self.place(tensor), dims, tensor.element_size())
+
+    def place(self, tensor: torch.Tensor) -> int:
+        """Return a number for the storage of a tensor that no other storage of the run has."""
         storage = tensor.untyped_storage() if tensor.layout == torch.strided else tensor
         known = self._places.get(id(storage))
         if (
@@ -277,7 +282,7 @@ class Tracer:
         ):  # the number of an object that is gone may be given again
             known = (weakref.ref(storage), next(self._numbers))
             self._places[id(storage)] = known
-        return Held(known[1], self.context.dims.get(tensor) or constants(tensor), tensor.element_size())
+        return known[1]
 
     def _unjudged(self, tensor: torch.Tensor, args: tuple[Any, ...]) -> Dims:
         """Return the constant dimensions of what an operation made of constants, with the reasons that are known."""
