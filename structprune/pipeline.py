@@ -39,8 +39,8 @@ class PruneReport:
     ``kinds`` says how much of each kind (heads, MLP widths, ...) stays; ``changes`` which statistics (norms, softmax,
     means) are taken over fewer channels than before; ``frozen`` names groups that could not be cut, with the reason:
     also those that were asked for, but keep as many channels as one that was not. ``quantities`` are those of the
-    budget that are counted, before and after. ``subnormal_weights`` of the pruned network slow a CPU: they are kept as
-    they were, and `flush_subnormals` sets them to zero.
+    budget that are counted, before and after. ``subnormal_weights`` of the pruned network slow many CPUs: they are kept
+    as they were, and `flush_subnormals` sets them to zero.
     """
 
     params_before: int
@@ -76,7 +76,7 @@ class PruneReport:
             lines.append(str(self.refit))
         if self.subnormal_weights:
             lines.append(
-                f"{self.subnormal_weights:,} weights are subnormal, which slows a CPU several times: "
+                f"{self.subnormal_weights:,} weights are subnormal, which slows many CPUs several times: "
                 "structprune.flush_subnormals(model) sets them to zero"
             )
         if self.unused:

@@ -1,7 +1,7 @@
 """Subnormal weights: counted, and set to zero where that is asked for.
 
 A number is subnormal where it is not zero and its exponent is the least there is: below 1.2e-38 in float32 and
-bfloat16, 2.2e-308 in float64. CPUs compute with such numbers many times slower, so that a few of them make a latency
+bfloat16, 2.2e-308 in float64. Many CPUs compute with such numbers several times slower, so that they make a latency
 worthless; they are left by weight decay, and by folding a norm of a channel that is nearly switched off. Narrower
 formats (float16 and below) are left alone: processors take their small numbers at full speed or widen them first.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -73,7 +74,7 @@ def profile_eager(
     """
     device = device_of(model)
     args, kwargs = map_tensors((args, dict(kwargs)), lambda tensor: tensor.to(device))
-    wait = torch.cuda.synchronize if device.type == "cuda" else _go_on
+    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else _go_on
     first: dict[str, Kernel] = {}
     times: dict[str, list[float]] = {}
     wholes = []

@@ -136,7 +136,7 @@ def _session(
     if converted.subnormal_weights:
         warnings.warn(
             f"folding the norms of {type(model).__name__} makes {converted.subnormal_weights} of its weights "
-            "subnormal, which slows a CPU several times: zeros are timed in their place, as export_onnx writes them",
+            "subnormal, which slows many CPUs several times: zeros are timed instead, as export_onnx writes them",
             stacklevel=2,
         )
     with tempfile.TemporaryDirectory(prefix="structprune-") as folder:
@@ -177,10 +177,11 @@ def onnxruntime_cuda(
         )
     with _session(model, args, kwargs, runtime) as (session, feeds):
         binding = session.io_binding()
+        device = int(runtime.options.get("device_id", "0"))
         for name, array in feeds.items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", device))
         for node in session.get_outputs():
-            binding.bind_output(node.name, "cuda")
+            binding.bind_output(node.name, "cuda", device)
 
         def timed() -> float:
             start = time.perf_counter()

@@ -54,7 +54,7 @@ def flushed_for(runtime: Runtime, model: nn.Module) -> tuple[nn.Module, int]:
         model = _copy(model, f"{count} subnormal weights", "Call structprune.flush_subnormals(model) first")
         flush_subnormals(model)
         warnings.warn(
-            f"{count} weights of {type(model).__name__} are subnormal, which slows a CPU several times: a copy is "
+            f"{count} weights of {type(model).__name__} are subnormal, which slows many CPUs several times: a copy is "
             "timed in which they are zero. structprune.flush_subnormals(model) sets them to zero in the model itself",
             stacklevel=3,
         )
