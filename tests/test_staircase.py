@@ -134,6 +134,13 @@ def test_the_limit_holds_and_what_is_left_open_is_said() -> None:
     assert all(low < high for low, high in found.open)
 
 
+def test_what_was_not_searched_is_not_said_to_be_straight() -> None:
+    measure, _ = noisy(lambda width: 0.1 + 1e-4 * width**2)
+    found = find_stairs(measure, range(1, 257), limit=14)
+    assert found.open
+    assert found.alignment is None
+
+
 def test_only_widths_that_are_possible_are_asked_for() -> None:
     measure, asked = noisy(rising(16))
     find_stairs(measure, range(6, 385, 6))
@@ -338,6 +345,13 @@ def test_without_a_group_the_command_lists_them_and_measures_the_busiest(model_f
     assert [found["group"] for found in one["staircases"]] == [
         max(listed["groups_ms"], key=listed["groups_ms"].get)
     ]
+
+
+def test_a_network_without_free_groups_is_refused(model_file: str) -> None:
+    Path("whole.py").write_text("from torch import nn\n\n\ndef whole():\n    return nn.Linear(32, 4)\n")
+    result = call("staircase", "whole.py:whole", "-i", "1x32", "--runtime", "stairs")
+    assert result.exit_code == 2
+    assert "no group of this model is free" in result.output
 
 
 def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(model_file: str) -> None:

@@ -84,10 +84,12 @@ def staircase(
             if not groups:
                 step("profiling")
                 times = busiest(sp.forecast_latency(network, example, runtime=on, progress=step.part))
+                if not times:
+                    raise sp.InputError("no group of this model is free: `structprune inspect` says why")
             chosen = groups or list(times)[:top]
             found = [_found(network, example, name, on, measurements, step) for name in chosen]
         if not groups:
-            out.show(_by_latency(times))
+            out.show("the kernels that each group governs, of those that are free", _by_latency(times))
         for one in found:
             out.show(str(one), staircase_table(one))
         if plot is not None:
@@ -104,7 +106,7 @@ def _found(
 
 
 def _by_latency(times: dict[str, float]) -> Table:
-    table = Table(title="kernels by the groups that govern them", title_justify="left", show_edge=False)
+    table = Table(show_edge=False, pad_edge=False)
     table.add_column("group")
     table.add_column("ms", justify="right", no_wrap=True)
     for name, ms in times.items():

@@ -226,8 +226,8 @@ def _chosen(graph: DependencyGraph, name: str) -> ChannelGroup:
     free = [group for group in named if group.frozen is None]
     if not free:
         frozen = named[0].frozen
-        reason = f": {frozen.reason}, {frozen.where}" if frozen else ""
-        raise InputError(f"group {named[0].name!r} stays whole{reason}")
+        why = ", ".join(filter(None, (frozen.reason, frozen.where))) if frozen else ""
+        raise InputError(f"group {named[0].name!r} stays whole: {why}")
     if len({group.tie for group in free}) > 1:
         raise InputError(
             f"{name!r} names several groups, name one: {', '.join(group.name for group in free)}"

@@ -262,8 +262,10 @@ class _Search:
             wider = visited[bisect.bisect_right(visited, width) :]
             if all(self._slower(one, width) for one in wider):
                 worth.append(width)
+        if not self._steps:
+            return None if any(not self._explained(*pair) for pair in self._intervals()) else 1
         found = spacing(worth)
-        return 1 if not self._steps else None if found == 1 else found
+        return None if found == 1 else found
 
     def _slower(self, width: int, other: int) -> bool:
         return self._readings.ms(width) - self._readings.ms(other) > self._readings.tolerance(width, other)
