@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from benchmarks.networks import InvertedResidual, conv_bn
-from structprune.demo.network import resnet20
+from structprune.demo import resnet20
 
 __all__ = ["DIGITS_NETWORKS", "SmallMobileNet"]
 

@@ -28,8 +28,7 @@ from scipy.stats import spearmanr
 import structprune as sp
 from benchmarks.catalogue import factory
 from benchmarks.environment import environment
-from structprune.forecast.sampling import draw
-from structprune.forecast.template import cut_to_counts
+from structprune.forecast import cut_to_counts, draw
 from structprune.inputs import parse_inputs
 from structprune.latency import ratio
 

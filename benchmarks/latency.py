@@ -38,7 +38,7 @@ from benchmarks.latency_rows import BY_LATENCY, DENSE, ROWS, by_latency, counts,
 from benchmarks.latency_table import plot, summary, table, verdict
 from structprune.inputs import parse_inputs
 from structprune.latency import ratio
-from structprune.report.plots import require_plots
+from structprune.report import require_plots
 
 __all__ = ["main", "measure"]
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.latency_rows import AGAIN, BY_LATENCY, BY_MACS, DENSE, ROWS
-from structprune.report.plots import new_plot, save_plot
+from structprune.report import new_plot, save_plot
 
 __all__ = ["plot", "summary", "table", "verdict"]
 

@@ -27,6 +27,7 @@ __all__ = ["forecast_latency", "learn", "profile"]
 _FIRST = (64, 64, 32, 32, 16, 16, 8, 8, 4, 2, 1)
 """Alignments that are profiled before anything is forecast: coarse ones say how latency grows with width, fine ones
 where the stairs are."""
+_DRAWS = 5
 _ROUND = 4  # networks that are forecast, then profiled
 _ROUNDS = 4
 _RIGHT = 0.025  # median error of a round after which no more are needed
@@ -122,13 +123,8 @@ class _Samples:
 
     def take(self, alignment: int) -> Sample:
         """Profile the next network whose widths are multiples of the alignment; the whole one for 0."""
-        number = self._number[alignment] = self._number.get(alignment, -1) + 1
         whole = alignment == 0
-        counts = (
-            self._graph.sizes()
-            if whole
-            else draw(self._graph, self._free, alignment, 100 * alignment + number)
-        )
+        counts = self._graph.sizes() if whole else self._next(alignment)
         profile = self._cache.get(counts)
         if profile is None:
             profile = self._profiled(counts)
@@ -137,6 +133,15 @@ class _Samples:
         self._taken.append(sample)
         self._told(len(self._taken), 1 + len(_FIRST) + _ROUND * _ROUNDS)
         return sample
+
+    def _next(self, alignment: int) -> Counts:
+        """The next widths for this alignment: others than before, where a network has so many."""
+        for _ in range(_DRAWS):
+            number = self._number[alignment] = self._number.get(alignment, -1) + 1
+            counts = draw(self._graph, self._free, alignment, 100 * alignment + number)
+            if not any(np.array_equal(counts, sample.counts) for sample in self._taken):
+                break
+        return counts
 
     def scale(self, sample: Sample) -> Sample:
         """The sample as the machine would have taken it at its usual speed: that of the median sample."""
