@@ -36,6 +36,8 @@ test: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	mkdir -p runs/bench
 	$(BIN)/python -m benchmarks.latency --out runs/bench/latency.json --plot runs/bench/latency.png
+	$(BIN)/python -m benchmarks.forecast --out runs/bench/forecast.json
+	$(BIN)/python -m benchmarks.latency_targets --out runs/bench/latency_targets.json
 	$(BIN)/python -m benchmarks.latency_accuracy --out runs/bench/latency_accuracy.json
 	$(BIN)/python -m benchmarks.pruning_speed --out runs/bench/pruning_speed.json
 	$(BIN)/python -m benchmarks.full_size --out runs/bench/full_size.json
