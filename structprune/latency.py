@@ -7,8 +7,6 @@ kept raw; the figure is their median, since a disturbed machine only ever adds t
 
 from __future__ import annotations
 
-import random
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, overload
@@ -16,23 +14,11 @@ from typing import Any, overload
 from torch import nn
 
 from structprune.errors import InputError
-from structprune.inputs import batch_size, normalize_inputs
+from structprune.interleaved import Bench
 from structprune.runtime_settings import Runtime
-from structprune.runtimes import (
-    Measurement,
-    Ratio,
-    TimedCall,
-    describe_environment,
-    flushed_for,
-    inputs_for,
-    prepare,
-    ratio,
-    require_known,
-)
+from structprune.runtimes import Measurement, Ratio, ratio
 
 __all__ = ["Measurement", "Ratio", "measure_latency", "ratio"]
-
-_MAX_ROUNDS = 10_000
 
 
 @overload
@@ -118,27 +104,11 @@ def measure_latency(
         raise InputError(f"{warmup=}, {repeats=}, {min_time=}: at least 0, 1 and 0 are needed")
     named = _named(models)
     on = Runtime.of(runtime, threads, batch)
-    require_known(on)
-    args, kwargs = inputs_for(on, *normalize_inputs(example_inputs))
-    subjects = {name: flushed_for(on, model) for name, model in named.items()}
+    bench = Bench(example_inputs, on)
     with ExitStack() as stack:
-        calls = [stack.enter_context(prepare(on, model, args, kwargs)) for model, _ in subjects.values()]
-        rounds = _interleave(calls, warmup, repeats, min_time, random.Random(seed))
-    session, environment = uuid.uuid4().hex, describe_environment()
-    measured = {
-        name: Measurement(
-            times_ms=tuple(times),
-            runtime=on.name,
-            threads=on.threads,
-            batch=batch_size((args, kwargs)),
-            dtype=on.dtype,
-            provider_options=on.options,
-            subnormal_weights=count,
-            environment=environment,
-            session=session,
-        )
-        for (name, (_, count)), times in zip(subjects.items(), rounds, strict=True)
-    }
+        ready = [stack.enter_context(bench.ready(model)) for model in named.values()]
+        found = bench.time(ready, warmup=warmup, repeats=repeats, min_time=min_time, seed=seed)
+    measured = dict(zip(named, found, strict=True))
     if isinstance(models, nn.Module):
         return measured["0"]
     return measured if isinstance(models, Mapping) else tuple(measured.values())
@@ -159,22 +129,3 @@ def _named(models: Any) -> dict[str, nn.Module]:
     if wrong or not named:
         raise InputError(f"models must hold at least one module and nothing else; no module: {wrong}")
     return named
-
-
-def _interleave(
-    calls: Sequence[TimedCall], warmup: int, repeats: int, min_time: float, order: random.Random
-) -> list[list[float]]:
-    """The times of each call, in milliseconds; every round runs all of them once, in a new order."""
-    times: list[list[float]] = [[] for _ in calls]
-    spent = [0.0] * len(calls)
-    turn = list(range(len(calls)))
-    done = -warmup
-    while done < repeats or (min(spent) < min_time * 1e3 and done < _MAX_ROUNDS):
-        order.shuffle(turn)
-        for position in turn:
-            elapsed = calls[position]()
-            if done >= 0:
-                times[position].append(elapsed)
-                spent[position] += elapsed
-        done += 1
-    return times

@@ -18,7 +18,8 @@ from structprune.budget import Budget
 from structprune.errors import BudgetError
 from structprune.forecast import LatencyForecast, learn, profile
 from structprune.graph import DependencyGraph
-from structprune.latency import Measurement, Ratio, measure_latency, ratio
+from structprune.interleaved import Bench, Ready
+from structprune.latency import Measurement, Ratio, ratio
 from structprune.plan import PruningPlan
 from structprune.runtime_settings import Runtime
 from structprune.selection.contract import Prices
@@ -111,15 +112,16 @@ def reach(
     """
     on = Runtime.of(budget.runtime)
     forecast = learn(graph, model, example_inputs, on, progress)
-    share = _asked(model, example_inputs, budget)
+    bench = Bench(example_inputs, on)
     tried: list[_Choice] = []
-    for plan in _plans(graph, forecast, budget, share, choose, tried):
-        small = apply_plan(model, plan)
-        dense, pruned = measure_latency(
-            (model, small), example_inputs, runtime=on, repeats=_ROUNDS, min_time=_SECONDS
-        )
-        turn = Turn(forecast(graph.counts(plan)) / forecast.dense_ms, ratio(pruned, dense))
-        tried.append(_Choice(plan, small, dense, pruned, turn))
+    with bench.ready(apply_plan(model, graph.plan({}))) as whole:  # a copy: it is in eval mode until the end
+        share = _asked(bench, whole, budget)
+        for plan in _plans(graph, forecast, budget, share, choose, tried):
+            small = apply_plan(model, plan)
+            with bench.ready(small) as cut:
+                dense, pruned = bench.time((whole, cut), repeats=_ROUNDS, min_time=_SECONDS)
+            turn = Turn(forecast(graph.counts(plan)) / forecast.dense_ms, ratio(pruned, dense))
+            tried.append(_Choice(plan, small, dense, pruned, turn))
     met = [one for one in tried if one.share <= share or share >= 1]
     if not met:
         raise BudgetError(_missed(budget, share, [one.turn for one in tried]))
@@ -147,11 +149,17 @@ def _plans(
     if widest is not None and forecast(graph.counts(widest)) <= share * forecast.dense_ms:
         aim = np.inf
     seen: set[tuple[int, ...]] = set()
+    finer, finest = 1, max(forecast.alignment.values(), default=1)
     for _ in range(_TRIES):
-        plan = choose(forecast.prices(aim, correction))
+        plan = choose(forecast.prices(aim, correction, finer))
         counts = tuple(graph.counts(plan).tolist())
-        if counts in seen:  # widths are coarse: look further where the last one was not near
-            aim *= 1 / _STEP if tried[-1].share > share else _STEP
+        if (
+            counts in seen
+        ):  # widths are coarse: look at finer ones, then further where the last one was not near
+            if finer < finest:
+                finer *= 2
+            else:
+                aim *= 1 / _STEP if tried[-1].share > share else _STEP
             continue
         seen.add(counts)
         yield plan
@@ -162,13 +170,13 @@ def _plans(
         correction, aim = last.share / last.turn.forecast, share * _AIM
 
 
-def _asked(model: nn.Module, example_inputs: Any, budget: Budget) -> float:
+def _asked(bench: Bench, whole: Ready, budget: Budget) -> float:
     """The budget as a share of the dense network's latency."""
     asked = budget.time
     assert asked is not None
     if asked.quantity == "latency":
         return asked.value
-    dense = measure_latency(model, example_inputs, runtime=budget.runtime, min_time=_SECONDS)
+    (dense,) = bench.time([whole], repeats=_ROUNDS, min_time=_SECONDS)
     milliseconds = 1e3 * dense.batch / asked.value if asked.quantity == "throughput" else asked.value
     return min(1.0, milliseconds / dense.median_ms)
 

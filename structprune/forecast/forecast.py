@@ -48,14 +48,18 @@ class LatencyForecast:
         found: np.ndarray = self._times(counts).sum(axis=1) * self._factor + self.rest_ms
         return found
 
-    def prices(self, limit: float, correction: float = 1.0) -> Prices:
-        """Return what `select` needs for a budget of latency: at most the share ``limit`` of the whole network's."""
+    def prices(self, limit: float, correction: float = 1.0, finer: int = 1) -> Prices:
+        """Return what `select` needs for a budget of latency: at most the share ``limit`` of the whole network's.
+
+        ``correction`` multiplies all prices; widths are multiples of the alignment, or of a ``finer``-th of it.
+        """
 
         def share(counts: np.ndarray) -> np.ndarray:
             taken: np.ndarray = self.many(counts) * (correction / self.dense_ms)
             return taken
 
-        return Prices(share, limit, self.alignment)
+        alignment = {name: max(width // finer, 1) for name, width in self.alignment.items()}
+        return Prices(share, limit, alignment)
 
     def layers(self, counts: np.ndarray) -> dict[str, float]:
         """Return the forecast of each kernel in milliseconds, fusions as the runtime made them; with ``rest_ms`` they
