@@ -34,7 +34,7 @@ class LatencyForecast:
         self.samples = tuple(sorted(samples, key=lambda sample: -sample.alignment))
         self.parts = parts(self.samples, Sizes(graph).names, _BLOCKS)
         self.dense = next(sample.profile for sample in self.samples if sample.whole)
-        self.dense_ms = float(np.median([sample.profile.reference_ms for sample in self.samples]))
+        self.dense_ms = self.dense.whole_ms
         self.errors = tuple(errors)
         self._times = KernelTimes(graph, self.parts, self.samples)
         self.rest_ms, self._factor = self._calibrated()
