@@ -124,7 +124,7 @@ def prune(
     rewrite: bool = False,
     outputs: Outputs = None,
     calibration: Iterable[Any] | None = None,
-    refit: str | Sequence[str] = "all",
+    refit: str | Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
@@ -142,9 +142,9 @@ def prune(
     code ties come free; the result is that graph, pruned.
 
     ``calibration`` is an iterable of inputs, without labels, on which the pruned network is brought closer to the
-    original after the proof, by the steps ``refit`` (see `refit`; ``()`` for none). ``data`` (the same, if left out)
-    and ``loss`` are what criteria from data are worked out on (see `score`); ``seed`` is for those that draw, "random"
-    and "hessian".
+    original after the proof, by the steps ``refit`` (see `refit`; all, if left out, and ``()`` for none). ``data`` (the
+    same, if left out) and ``loss`` are what criteria from data are worked out on (see `score`); ``seed`` is for those
+    that draw, "random" and "hessian".
 
     Raises BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as it was.
 
@@ -159,7 +159,9 @@ def prune(
     if rewrite and inplace:
         raise InputError("rewrite=True makes a new module: it cannot be pruned in place")
     example_inputs = normalize_inputs(example_inputs)
-    steps = steps_of(refit)
+    steps = steps_of("all" if refit is None else refit)
+    if refit is not None and steps and calibration is None:
+        raise InputError(f"{refit=} needs calibration=, the inputs on which the pruned network is refitted")
     if calibration is not None:
         calibration = readable_again(calibration)
     keep, only = module_names(model, keep), module_names(model, only)

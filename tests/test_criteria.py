@@ -270,11 +270,37 @@ class TestEveryCriterionThatTakesLabels:
             (lambda o, t: 1.0, "one number.*float"),
             (lambda o, t: o.sum() * torch.nan, "nan"),
             (lambda o, t: torch.zeros(()), "does not depend"),
+            (
+                lambda o, t: o.square().sum(1),
+                r"batch 0 of data: loss must return one number.*tensor \[[15]\]",
+            ),
+            (lambda o: o.sum(), r"loss failed on batch 0 of data.*TypeError.*\(output, target\)"),
+            (lambda o, t: 1 / 0, "loss failed on batch 0 of data.*ZeroDivisionError: division by zero"),
+            ("mse", "loss='mse': expected a function"),
         ):
             with pytest.raises(sp.InputError, match=said):
                 case.score(name, loss=loss)
         with pytest.raises(sp.InputError, match=r"integer classes; got a tensor \[[15], 3\].*float64"):
             case.score(name, [(case.x[:5], case.x[:5])])
+        for wrong in (-1, 3):
+            with pytest.raises(
+                sp.InputError, match=rf"batch 1 of data: .*3 classes, and a target is {wrong}"
+            ):
+                case.score(name, [*case.data(), (case.x[:1], torch.tensor([wrong]))])
+        with pytest.raises(
+            sp.InputError, match=r"batch 0 of data(: without loss=.*a tensor \[3\]| \(1 sample)"
+        ):
+            case.score(name, [(case.x[0], case.y[0])])
+
+    def test_classes_that_do_not_count_are_passed_over(self, name: str) -> None:
+        case = built("mlp")
+        some = case.y.clone()
+        some[0] = -100
+        if name in ("taylor", "fisher"):  # one sample at a time, and the mean over none is no number
+            with pytest.raises(sp.InputError, match="loss on batch 0 of data is nan"):
+                case.score(name, [(case.x, some)])
+        else:
+            equal(case.score(name, [(case.x, some)]), case.score(name, [(case.x[1:], case.y[1:])]))
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -309,6 +335,49 @@ class TestEveryCriterionThatTakesData:
         case = built("mlp")
         with pytest.raises(sp.InputError, match=r"batch 1 .*too many positional.*\(\(a, b\), None\)"):
             case.score(name, [*case.data(), ((case.x, case.x), case.y)])
+
+    @pytest.mark.parametrize(
+        ("batch", "said"),
+        [
+            (
+                lambda x: x[:, :-1],
+                r"forward failed on batch 1 of data \(\d+ samples?: .*RuntimeError.*example inputs",
+            ),
+            (lambda x: x.float(), r"forward failed on batch 1 of data.*RuntimeError"),
+            (lambda x: x[:0], "batch 1 of data holds no sample"),
+            (
+                lambda x: x.index_fill(0, torch.tensor([2]), torch.nan),
+                "batch 1 .* NaN or infinity, first in its sample 2",
+            ),
+            (
+                lambda x: x.index_fill(0, torch.tensor([1]), torch.inf),
+                "batch 1 .* NaN or infinity, first in its sample 1",
+            ),
+            (
+                lambda x: x.index_fill(0, torch.tensor([1]), -torch.inf),
+                "batch 1 .*infinity, first in its sample [01]",
+            ),
+            (lambda x: "text", "batch 1 of data: .*hold no tensor"),
+        ],
+    )
+    def test_data_that_no_score_can_come_from(
+        self, name: str, batch: Callable[[Tensor], Any], said: str
+    ) -> None:
+        case = built("mlp")
+        with pytest.raises(sp.InputError, match=said):
+            case.score(name, [(case.x, case.y), (batch(case.x), case.y)])
+
+    @pytest.mark.parametrize("data", [3, "text", {"x": torch.zeros(1)}])
+    def test_what_is_no_iterable_of_batches(self, name: str, data: Any) -> None:
+        with pytest.raises(
+            sp.InputError, match=rf"data is a {type(data).__name__}; .*where there is one batch"
+        ):
+            built("mlp").score(name, data)
+
+    def test_a_lone_tensor_is_split_into_batches(self, name: str) -> None:
+        case = built("mlp")
+        loss = {"loss": lambda output, _: output.square().mean()} if name in LABELLED else {}
+        equal(case.score(name, case.x, **loss), case.score(name, [case.x], **loss))
 
     def test_every_way_to_write_inputs(self, name: str) -> None:
         case = built("mlp")
@@ -670,8 +739,34 @@ def test_a_forward_that_fails_says_on_what() -> None:
     model, x = Pairs(), torch.randn(2, 4)
     graph = sp.trace(model, x)
     sp.score(model, graph, "snip", data=[x], loss=lambda o, _: o.sum())
-    with pytest.raises(sp.InputError, match=r"forward failed on 1 sample of data.*gradients: IndexError"):
+    with pytest.raises(
+        sp.InputError, match=r"forward failed on batch 0 of data \(1 sample: .*gradients: IndexError"
+    ):
         sp.score(model, graph, "fisher", data=[x], loss=lambda o, _: o.sum())
+
+
+def test_masks_of_minus_infinity_are_inputs() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.down(self.up((x + mask).softmax(1)).relu())
+
+    model, x, mask = Masked(), torch.randn(2, 4), torch.zeros(2, 4)
+    mask[:, 3] = -torch.inf
+    graph = sp.trace(model, (x, mask))
+    for name in ("wanda", "snip"):
+        found = sp.score(model, graph, name, data=[((x, mask), torch.tensor([0, 1]))])
+        assert all(values.max() > 0 for values in found.values())
+
+
+@pytest.mark.parametrize("seed", ["a", -1, 1.5])
+def test_a_seed_is_a_number_from_zero_up(seed: Any) -> None:
+    for name in ("random", "hessian"):
+        with pytest.raises(sp.InputError, match=r"seed=.*an integer from 0 up"):
+            built("mlp").score(name, seed=seed)
 
 
 def test_options_go_where_they_belong() -> None:

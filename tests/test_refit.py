@@ -280,6 +280,35 @@ def test_norms_get_the_statistics_of_all_that_reaches_them() -> None:
     torch.testing.assert_close(again[4].running_var, small[4].running_var)
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_step_that_gives_no_numbers_is_taken_back(broken: bool) -> None:
+    """The norms are fitted on samples that overflow in the first layer; those held back are harmless."""
+    model, data = normed().float(), [part.float() for part in parts(8, 3, 6, 6)]
+    with torch.no_grad():
+        model[0].weight *= 1e3
+    small, plan = cut(model, data[0], {first_group(model, data[0]): range(4)})
+    data[0] = data[0] * 1e37
+    if broken:  # the step gives no numbers, as the cut before it: no gain
+        with torch.no_grad():
+            small[-1].weight[0, 0] = torch.nan
+    before = copy.deepcopy(small.state_dict())
+    report = sp.refit(model, small, plan, data, "bn")
+    assert report.before.error == float("inf") or not broken
+    assert (report.after, report.steps[-1].error) == (report.before, float("inf"))
+    assert not report.norms
+    for name, value in small.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_original_without_finite_outputs_is_refused() -> None:
+    model, data = normed(), parts(8, 3, 6, 6)
+    small, plan = cut(model, data[0], {first_group(model, data[0]): range(4)})
+    with torch.no_grad():
+        model[3].bias[:] = torch.nan
+    with pytest.raises(sp.InputError, match="the original gives no finite number"):
+        sp.refit(model, small, plan, data)
+
+
 def test_a_step_that_makes_the_outputs_worse_is_taken_back() -> None:
     model = normed()
     for norm in (model[1], model[4]):
@@ -547,6 +576,13 @@ class Random:
         (3, "calibration is a int"),
         (["text"], "hold no tensor"),
         (Random(), "other batches in a second pass"),
+        (
+            [torch.zeros(1, 3, 7, 7), torch.zeros(1, 4, 7, 7)],
+            "forward failed on batch 1 of data .*RuntimeError",
+        ),
+        (torch.zeros(0, 3, 7, 7), "batch 0 of data holds no sample"),
+        (torch.full((8, 3, 7, 7), torch.nan), "batch 0 of data holds NaN or infinity, first in its sample 0"),
+        (torch.zeros(64, 3, 7, 7).index_fill_(0, torch.tensor([35]), torch.inf), "batch 1 .*in its sample 3"),
         ([(torch.zeros(1, 3, 7, 7),) * 3], "batch 0 of data does not fit the model's forward"),
     ],
 )
@@ -568,8 +604,18 @@ def test_steps_ridge_and_plan_are_checked() -> None:
     assert result.report.refit is None
     with pytest.raises(sp.InputError, match="'svd'"):
         sp.refit(model, result.model, result.plan, data, "svd")
-    with pytest.raises(sp.InputError, match="ridge"):
-        sp.refit(model, result.model, result.plan, data, ridge=-1.0)
+    for steps in (3, None, [3]):
+        with pytest.raises(sp.InputError, match="refit step"):
+            sp.refit(model, result.model, result.plan, data, steps)
+    for ridge in (-1.0, "a", None, [], [1.0, "a"]):
+        with pytest.raises(sp.InputError, match="ridge="):
+            sp.refit(model, result.model, result.plan, data, ridge=ridge)
+    for memory in (-1, "a", None, float("nan")):
+        with pytest.raises(sp.InputError, match="memory_bytes="):
+            sp.refit(model, result.model, result.plan, data, memory_bytes=memory)
+    for wanted in (["bn"], "all"):
+        with pytest.raises(sp.InputError, match=r"refit=.*needs calibration="):
+            sp.prune(model, data[0], sp.Budget(channels=0.5), refit=wanted)
     with pytest.raises(sp.PlanError, match="not what the plan makes"):
         sp.refit(model, model, result.plan, data)
     calls: list[tuple[int, int]] = []

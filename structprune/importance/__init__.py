@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from structprune.importance.calibration import Batch, Calibration, Loss, Sums
+from structprune.importance.batches import Batch
+from structprune.importance.calibration import Calibration, Loss, Sums
 from structprune.importance.chance import random
 from structprune.importance.gradients import fisher, hessian, snip, taylor
 from structprune.importance.groups import Combination, GroupTensors, MemberTensor

@@ -1,4 +1,4 @@
-"""The data that a criterion is worked out on: batches, samples, losses, and sums over all of them and all processes.
+"""The data that a criterion is worked out on: losses, and sums over all of them and all processes.
 
 Every statistic is a sum over samples, so it is the same whatever the batches and however many processes share them;
 what is kept is the sum alone.
@@ -6,7 +6,6 @@ what is kept is the sum alone.
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,45 +20,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from structprune.errors import InputError
+from structprune.importance.batches import Batch, batches_of, told
 from structprune.importance.groups import GroupTensors
-from structprune.inputs import batch_size, map_tensors, normalize_inputs
 from structprune.observe import Twin
 from structprune.outputs import output_tensors
 
 __all__ = [
-    "Batch",
     "Calibration",
     "Loss",
     "Sums",
-    "batches_of",
     "cross_entropy",
     "mean_everywhere",
     "processes",
 ]
 
 Loss = Callable[[Any, Any], Tensor]
-"""`loss(output, target)` -> one number, the mean over the batch."""
+"""`loss(output, target)` -> one number, a tensor without dimensions: the mean over the batch."""
 
-
-@dataclass(frozen=True)
-class Batch:
-    """One step of the data: the arguments of forward, the target (None where there is none), how many samples."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    target: Any
-    size: int
-
-    def samples(self) -> Iterator[Batch]:
-        """Yield the samples one by one: what has the batch's size in dim 0 is taken apart there."""
-        for number in range(self.size):
-
-            def one(tensor: Tensor, number: int = number) -> Tensor:
-                whole = tensor.ndim and tensor.shape[0] == self.size
-                return tensor[number : number + 1] if whole else tensor
-
-            args, kwargs, target = map_tensors((self.args, self.kwargs, self.target), one)
-            yield Batch(args, kwargs, target, 1)
+_IGNORED = -100  # the class that torch's cross entropy passes over
 
 
 @dataclass(frozen=True)
@@ -84,39 +62,41 @@ class Calibration:
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True
-        for number, batch in enumerate(batches_of(self.model, self.data)):
+        for batch in batches_of(self.model, self.data):
             if self.labels and batch.target is None and self.loss is cross_entropy:
                 raise InputError(
-                    f"batch {number} of data has no target, and this criterion needs the loss: give pairs (inputs, "
-                    "target), or loss=, a function of (output, None)"
+                    f"batch {batch.number} of data has no target, and this criterion needs the loss: give pairs "
+                    "(inputs, target), or loss=, a function of (output, None)"
                 )
-            if batch.size:
-                empty = False
-                yield batch
+            empty = False
+            yield batch
         if empty and processes() == 1:
             raise InputError("data gives no sample: it is empty, or an iterator that was read to its end")
 
     def loss_of(self, twin: Twin, batch: Batch) -> Tensor:
         """The loss of a batch, ready for differentiation; raises InputError where it is not one finite number."""
+        where = f"batch {batch.number} of data"
         with torch.inference_mode(False), torch.enable_grad():
-            value = self.loss(self.output_of(twin, batch), twin.admitted(batch.target))
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise InputError(f"loss must return one number, the mean over the batch; got {_told(value)}")
+            output, target = batch.through(twin), twin.admitted(batch.target)
+            try:
+                value = self.loss(output, target)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
+            except Exception as error:  # the public boundary around the user's loss: any error it can raise
+                raise InputError(
+                    f"the loss failed on {where}, given {told(output)} and {told(target)}: {type(error).__name__}: "
+                    f"{error}. loss= is a function of (output, target) that returns the mean over the batch"
+                ) from error
+        if not isinstance(value, Tensor) or value.ndim:
+            raise InputError(
+                f"{where}: loss must return one number, the mean over the batch, as a tensor without dimensions; got "
+                f"{told(value)}"
+            )
         if not math.isfinite(value.item()):
-            raise InputError(f"the loss on data is {value.item()}: check the data and the model's weights")
+            raise InputError(f"the loss on {where} is {value.item()}: check the data and the model's weights")
         if not value.requires_grad:
             raise InputError("the loss does not depend on the model's parameters: check loss=")
-        return value.reshape(())
-
-    def output_of(self, twin: Twin, batch: Batch) -> Any:
-        """What the twin makes of a batch; raises InputError where it fails."""
-        try:
-            return twin.run(*batch.args, **batch.kwargs)
-        except Exception as error:  # the public boundary around the user's forward: any error it can raise
-            raise InputError(
-                f"the model's forward failed on {batch.size} sample{'s' * (batch.size > 1)} of data, in eval mode"
-                f"{' and with gradients' * twin.gradients}: {type(error).__name__}: {error}"
-            ) from error
+        return value
 
 
 class Sums:
@@ -192,38 +172,25 @@ def cross_entropy(output: Any, target: Any) -> Tensor:
     Raises InputError for any other output or target, for which there has to be a loss of its own.
     """
     logits = [tensor for tensor in output_tensors(output) if tensor.is_floating_point()]
-    fits = len(logits) == 1 and isinstance(target, Tensor) and not target.is_floating_point()
+    fits = len(logits) == 1 and logits[0].ndim > 1 and isinstance(target, Tensor)
+    fits = fits and not target.is_floating_point()
     if fits and target.shape == logits[0].shape[:1] + logits[0].shape[2:]:
-        return F.cross_entropy(logits[0], target.long())
+        return F.cross_entropy(logits[0], _classes(target, logits[0].shape[1]))
     if fits and target.shape == logits[0].shape[:-1]:
-        return F.cross_entropy(logits[0].flatten(0, -2), target.long().flatten())
+        return F.cross_entropy(logits[0].flatten(0, -2), _classes(target, logits[0].shape[-1]).flatten())
     raise InputError(
         f"without loss= the model must return one tensor of logits and the target be integer classes; got "
-        f"{_told(output)} and {_told(target)}: give loss=, a function of (output, target)"
+        f"{told(output)} and {told(target)}: give loss=, a function of (output, target)"
     )
 
 
-def batches_of(model: nn.Module, data: Iterable[Any]) -> Iterator[Batch]:
-    """Yield the items of data as batches: a pair is (inputs, target), anything else inputs alone.
-
-    Raises InputError, with the number of the batch, for one that the model's forward does not take.
-    """
-    signature = inspect.signature(model.forward)
-    for number, item in enumerate(data):
-        pair = isinstance(item, tuple | list) and not hasattr(item, "_fields") and len(item) == 2
-        inputs, target = item if pair else (item, None)
-        args, kwargs = normalize_inputs(tuple(inputs) if isinstance(inputs, list) else inputs)
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise InputError(
-                f"batch {number} of data does not fit the model's forward: {error}. A pair is (inputs, target): "
-                "two positional arguments without a target are written ((a, b), None)"
-            ) from None
-        yield Batch(args, kwargs, target, batch_size((args, kwargs)))
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {list(value.shape)} of {value.dtype}"
-    return "nothing" if value is None else f"a {type(value).__name__}"
+def _classes(target: Tensor, count: int) -> Tensor:
+    """The target as torch's cross entropy takes it, checked: on a GPU a class out of range would end the process."""
+    classes = target.long()
+    wrong = classes[((classes < 0) | (classes >= count)) & (classes != _IGNORED)]
+    if wrong.numel():
+        raise InputError(
+            f"the model gives logits of {count} classes, and a target is {wrong[0].item()}: targets are classes from 0 "
+            f"to {count - 1}, or {_IGNORED} for what does not count"
+        )
+    return classes

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from structprune.errors import InputError
 from structprune.importance.calibration import Calibration, Sums, mean_everywhere
+from structprune.importance.chance import require_seed
 from structprune.importance.groups import GroupTensors
 from structprune.importance.reductions import abs_sum, plain_sum
 from structprune.importance.registry import criterion
@@ -85,6 +86,7 @@ def hessian_diagonal(calibration: Calibration, *, probes: int = 8, seed: int = 0
     """
     if probes < 1:
         raise InputError(f"{probes=}: at least one random vector is needed")
+    require_seed(seed)
     twin, parameters = _twin(calibration)
     sums = Sums(parameters, real=True)
     for batch in calibration:

@@ -37,7 +37,7 @@ def contributions(calibration: Calibration) -> dict[str, Tensor]:
 
     sums = Sums({name: twin.parameters[name] for name in calibration.parameters}, real=True)
     for batch in calibration:
-        twin.watch(each, *batch.args, **batch.kwargs)
+        batch.through(twin, each)
         sums.count += batch.size
     require_observed(calibration, twin, {place.parameter for place in squares})
     for place, total in squares.items():

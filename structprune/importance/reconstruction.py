@@ -95,7 +95,7 @@ def input_grams(calibration: Calibration, *, damping: float = 1e-4) -> dict[str,
             weights[use.place] = use.weight
 
     for batch in calibration:
-        twin.watch(each, *batch.args, **batch.kwargs)
+        batch.through(twin, each)
         count += batch.size
     require_observed(calibration, twin, {place.parameter for place in grams})
     device = next(iter(twin.devices), torch.device("cpu"))

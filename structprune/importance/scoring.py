@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from structprune.checkpoint import open_checkpoint
 from structprune.errors import InputError
+from structprune.importance.batches import iterable_of_batches
 from structprune.importance.calibration import Calibration, Loss, cross_entropy
 from structprune.importance.groups import GraphLike, GroupTensors, group_tensors
 from structprune.importance.registry import CRITERIA, Criterion, Needs, needs_of, options_of
@@ -35,20 +36,24 @@ def score(
     """The importance of every channel of every free group: {group name: float64 [size]}, higher is more
     important. A group that may keep its own channels in each channel of others has [rows, size].
 
-    `criterion` is a name or a function of one `GroupTensors` that returns one number per channel; `options` are
-    passed on to it (`score(model, graph, "random", seed=1)`). l1, l2, linf, bn_scale, fpgm, lamp and random read the
-    weights alone. wanda and obs also take `data`, an iterable of inputs or of pairs (inputs, target); taylor, snip,
-    fisher and hessian take pairs, and `loss(output, target)`, a mean over the batch (default: cross entropy of logits
-    and integer classes). The data are gone through once, in eval mode; where several processes run, each brings its
-    own, and all get the scores of all of it. The others pass data over. The model is only read. `weights` names
-    safetensors files (a folder, a file or an index) to take the values from instead, one tensor at a time: the model
-    may then lie on the meta device and the files be larger than memory.
+    `criterion` is a name or a function of one `GroupTensors` that returns one number per channel; `options` are passed
+    on to it (`score(model, graph, "random", seed=1)`). l1, l2, linf, bn_scale, fpgm, lamp and random read the weights
+    alone. wanda and obs also take `data`, an iterable of inputs or of pairs (inputs, target), or one tensor, which is
+    split into batches; taylor, snip, fisher and hessian take pairs, and `loss(output, target)`, a mean over the batch
+    (default: cross entropy of logits and integer classes). The data are gone through once, in eval mode; where several
+    processes run, each brings its own, and all get the scores of all of it. The others pass data over. The model is
+    only read. `weights` names safetensors files (a folder, a file or an index) to take the values from instead, one
+    tensor at a time: the model may then lie on the meta device and the files be larger than memory.
 
     Raises InputError for an unknown name or option, data or labels that are missing or do not fit, weights of another
     model, scores of the wrong shape, and scores that are not finite; StorageError for files that are missing or
     damaged.
     """
     function = _criterion(criterion)
+    if loss is not None and not callable(loss):
+        raise InputError(
+            f"{loss=}: expected a function of (output, target) that returns the mean over the batch"
+        )
     needs = needs_of(function)
     if needs is None:
         options.update(_own_data(function, data, loss))
@@ -59,7 +64,8 @@ def score(
     stored = {} if weights is None else _stored(model, tensors, weights)
     groups = group_tensors(model, graph, tensors, stored)
     if needs is not None and groups:
-        calibration = Calibration(model, groups, data or (), loss or cross_entropy, needs.labels)
+        batches = iterable_of_batches(data, "data")
+        calibration = Calibration(model, groups, batches, loss or cross_entropy, needs.labels)
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a loader that shuffles draws
             groups[0].shared.collected(needs.collect(calibration, **theirs))
     with torch.no_grad():

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from structprune.errors import InputError
-from structprune.importance.calibration import batches_of
+from structprune.importance.batches import Batch, batches_of, iterable_of_batches
 from structprune.inputs import tensors_in
 
-__all__ = ["Batches", "Inputs", "readable_again"]
+__all__ = ["Batches", "readable_again"]
 
 _CACHED_BYTES = (
     1 << 30
 )  # what a one-pass iterator may hold: it has to be kept, since refitting takes several passes
-_ROWS = 32  # the batch that a lone tensor is split into
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Batches:
@@ -33,7 +30,7 @@ class Batches:
     def __init__(self, calibration: Iterable[Any], model: nn.Module) -> None:
         self._model = model
         self._source = readable_again(calibration)
-        self._marks = [_mark(inputs) for inputs in self._read()]
+        self._marks = [_mark(batch) for batch in self._read()]
         if not self._marks:
             raise InputError(
                 "calibration gives no batch: it is empty, or an iterator that was read to its end"
@@ -51,13 +48,13 @@ class Batches:
         """How many of the rows that a layer sees of a batch are there to fit; those after them are held back."""
         return 0 if held else rows if self.held else rows - rows // 4
 
-    def __iter__(self) -> Iterator[tuple[Inputs, bool]]:
-        """Yield each batch as arguments, and whether it is held back."""
+    def __iter__(self) -> Iterator[tuple[Batch, bool]]:
+        """Yield each batch, and whether it is held back."""
         number = 0
-        for inputs in self._read():
-            if number >= len(self) or _mark(inputs) != self._marks[number]:
+        for batch in self._read():
+            if number >= len(self) or _mark(batch) != self._marks[number]:
                 raise InputError(_OTHER)
-            yield inputs, number >= len(self) - self.held
+            yield batch, number >= len(self) - self.held
             number += 1
         if number < len(self):
             raise InputError(_OTHER)
@@ -67,12 +64,11 @@ class Batches:
             return f"{len(self)} batches, the last {self.held} of them held back"
         return f"{len(self)} batches, the last quarter of the rows of each held back"
 
-    def _read(self) -> Iterator[Inputs]:
+    def _read(self) -> Iterator[Batch]:
         torch.default_generator.manual_seed(
             0
         )  # a DataLoader that shuffles shuffles alike; the caller forks the state
-        for batch in batches_of(self._model, self._source):
-            yield batch.args, batch.kwargs
+        yield from batches_of(self._model, self._source)
 
 
 def readable_again(calibration: Iterable[Any]) -> Iterable[Any]:
@@ -81,14 +77,8 @@ def readable_again(calibration: Iterable[Any]) -> Iterable[Any]:
 
     Raises InputError for what is no iterable of batches, and for an iterator that holds more than 1 GiB.
     """
-    if isinstance(calibration, torch.Tensor):
-        return torch.split(calibration, _ROWS) if calibration.ndim else ()
-    if isinstance(calibration, Mapping | str) or not isinstance(calibration, Iterable):
-        raise InputError(
-            f"calibration is a {type(calibration).__name__}; expected an iterable of batches, such as a list of "
-            "inputs or a DataLoader: [inputs] where there is one batch"
-        )
-    return _cached(calibration) if iter(calibration) is calibration else calibration
+    batches = iterable_of_batches(calibration, "calibration")
+    return _cached(batches) if iter(batches) is batches else batches
 
 
 _OTHER = (
@@ -110,6 +100,7 @@ def _cached(iterator: Iterable[Any]) -> list[Any]:
     return kept
 
 
-def _mark(inputs: Inputs) -> tuple[object, ...]:
+def _mark(batch: Batch) -> tuple[object, ...]:
     """What tells a batch from another: the sizes and the sum of each tensor (as text, since NaN equals nothing)."""
-    return tuple((tuple(t.shape), t.dtype, str(t.detach().double().sum().item())) for t in tensors_in(inputs))
+    found = tensors_in((batch.args, batch.kwargs))
+    return tuple((tuple(t.shape), t.dtype, str(t.detach().double().sum().item())) for t in found)

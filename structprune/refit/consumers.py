@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from structprune.gathering import put, take
+from structprune.importance.batches import Batch
 from structprune.observe import Place, Twin, Use
-from structprune.refit.batches import Inputs
 
 __all__ = ["Consumer", "pieces", "tapped", "targets"]
 
@@ -92,7 +92,7 @@ class _Enough(BaseException):
 
 
 def tapped(
-    twin: Twin, consumers: Iterable[Consumer], inputs: Inputs, handle: Callable[[Consumer, Use], None]
+    twin: Twin, consumers: Iterable[Consumer], batch: Batch, handle: Callable[[Consumer, Use], None]
 ) -> None:
     """Run a network until the last use of the consumers, and hand each of their uses over."""
     wanted = {(one.parameter, number): one for one in consumers for number in one.uses}
@@ -107,9 +107,8 @@ def tapped(
         if not wanted:
             raise _Enough
 
-    args, kwargs = inputs
     with contextlib.suppress(_Enough):
-        twin.watch(each, *args, **kwargs)
+        batch.through(twin, each)
 
 
 def targets(use: Use) -> Tensor:

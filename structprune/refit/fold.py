@@ -63,9 +63,9 @@ def _means(original: Twin, consumers: Sequence[Consumer], batches: Batches) -> d
             sums[one] = sums.get(one, 0.0) + rows.sum(1)
             counts[one] = counts.get(one, 0) + rows.shape[1]
 
-    for inputs, held in batches:
+    for batch, held in batches:
         if not held:
-            tapped(original, consumers, inputs, take)
+            tapped(original, consumers, batch, take)
     return {one: total / counts[one] for one, total in sums.items() if counts[one]}
 
 
@@ -113,9 +113,9 @@ def _gaps(
             found[one] = _Gaps(torch.zeros_like(one.shift), torch.zeros_like(one.shift), y.new_zeros(()))
         found[one].add(y, given)
 
-    for inputs, held in batches:
+    for batch, held in batches:
         if held or not batches.held:
             wanted.clear()
-            tapped(original, consumers, inputs, keep)
-            tapped(small, consumers, inputs, compare)
+            tapped(original, consumers, batch, keep)
+            tapped(small, consumers, batch, compare)
     return found

@@ -108,9 +108,9 @@ def _moments(
             sums[one][0].add(rows[:, :cut], some[:, :cut])
             sums[one][1].add(rows[:, cut:], some[:, cut:])
 
-    for inputs, held in batches:
+    for batch, held in batches:
         for waiting in wanted.values():
             waiting.clear()
-        tapped(original, group, inputs, keep)
-        tapped(small, group, inputs, partial(take, held))
+        tapped(original, group, batch, keep)
+        tapped(small, group, batch, partial(take, held))
     return sums

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from structprune.importance.batches import Batch
 from structprune.observe import Twin
-from structprune.refit.batches import Batches, Inputs
+from structprune.refit.batches import Batches
 from structprune.tensors import named_tensors
 
 __all__ = ["Norm", "RunningNorm", "estimate_norms", "running_norms", "watching_norms"]
@@ -68,12 +69,12 @@ class RunningNorm:
     uses: int
 
 
-def running_norms(small: Twin, inputs: Inputs) -> list[RunningNorm]:
+def running_norms(small: Twin, batch: Batch) -> list[RunningNorm]:
     """The batch norms of a network that have running statistics, in the order in which they run."""
     names = {id(tensor): name for name, tensor in named_tensors(small.module).items()}
     used: dict[int, list[Norm]] = {}
     with watching_norms(small, lambda norm: used.setdefault(id(norm.mean), []).append(norm)):
-        small.run(*inputs[0], **inputs[1])
+        batch.through(small)
     return [
         RunningNorm(names[key].rpartition(".")[0], norms[0].mean, norms[0].var, len(norms))
         for key, norms in used.items()
@@ -108,11 +109,11 @@ def _moments(small: Twin, batches: Batches, norm: RunningNorm) -> tuple[Tensor, 
             if len(seen) == norm.uses:
                 raise _Enough
 
-    for (args, kwargs), held in batches:
+    for batch, held in batches:
         seen.clear()
         if not held:
             with contextlib.suppress(_Enough), watching_norms(small, take):
-                small.run(*args, **kwargs)
+                batch.through(small)
         for rows in seen:
             new, center = rows.shape[1], rows.mean(1)
             if new:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from structprune.errors import InputError, PlanError
+from structprune.importance.batches import Batch
 from structprune.observe import Twin
 from structprune.outputs import Outputs, chosen_outputs, output_tensors
 from structprune.plan import PruningPlan
@@ -56,11 +58,11 @@ def refit(
     or "all". Each layer takes one pass over the data.
 
     A quarter of the data is held back: a layer whose outputs get worse on it keeps its weights, and a step after which
-    the network's outputs are worse is taken back. ``ridge``, relative to the mean diagonal of the Gram matrix, holds
-    weights to what they were; of several the best on held-back data is taken. ``memory_bytes`` bounds the sums of one
-    layer. ``outputs`` are those that the plan was traced with; ``progress(done, total)`` is called after each layer.
-    No bias is made where there is none, so that the state_dict keeps its names: a batch norm that follows takes the
-    constant, or nothing does.
+    the network's outputs are worse, or not finite, is taken back. ``ridge``, relative to the mean diagonal of the Gram
+    matrix, holds weights to what they were; of several the best on held-back data is taken. ``memory_bytes`` bounds the
+    sums of one layer. ``outputs`` are those that the plan was traced with; ``progress(done, total)`` is called after
+    each layer. No bias is made where there is none, so that the state_dict keeps its names: a batch norm that follows
+    takes the constant, or nothing does.
 
     Raises InputError for calibration data or steps that do not fit, PlanError where the plan is not ``original``'s, or
     ``pruned`` not its result. If it raises, or is interrupted, ``pruned`` is as it was.
@@ -76,6 +78,8 @@ def refit(
     _check_pruned(original, pruned, plan)
     wanted = steps_of(steps)
     ridges = _ridges(ridge)
+    if not isinstance(memory_bytes, Real) or not memory_bytes >= 0:
+        raise InputError(f"{memory_bytes=}: expected a number of bytes from 0 up")
     with torch.random.fork_rng(devices=[]):
         batches = Batches(calibration, original)
         work = replica(pruned, {})
@@ -146,7 +150,7 @@ class _Refit:
         yield
         report = self._measured(name)
         best = [step for step in self.steps if step.taken][-1]
-        if not report.error <= best.error:
+        if not (math.isfinite(report.error) and report.error <= best.error):
             report = replace(report, taken=False)
             with torch.no_grad():
                 for each, values in before.items():
@@ -156,23 +160,34 @@ class _Refit:
         self.steps.append(report)
 
     def _measured(self, step: str) -> StepReport:
-        """How far the outputs are from the original's, on the batches held back (on all, where none is)."""
-        squares, whole, cosines = 0.0, 0.0, list[float]()
-        for (args, kwargs), held in self.batches:
+        """How far the outputs are from the original's where these are finite, on the batches held back (on all, where
+        none is); infinitely far where they are not finite there.
+        """
+        squares, whole, cosines, given, finite = 0.0, 0.0, list[float](), 0, 0
+        for batch, held in self.batches:
             if held or not self.batches.held:
-                pairs = (self._run(twin, args, kwargs) for twin in (self.original, self.small))
+                pairs = (self._run(twin, batch) for twin in (self.original, self.small))
                 for a, b in zip(*pairs, strict=True):
+                    known = a.isfinite()
+                    given, finite = given + known.numel(), finite + int(known.sum())
+                    a, b = a.where(known, 0), b.where(known, 0)
                     squares += (a - b).square().sum().item()
                     whole += a.square().sum().item()
                     cosines += F.cosine_similarity(a, b, dim=1).tolist()
+        if given and not finite:
+            raise InputError(
+                "the original gives no finite number on calibration: check its weights and the data"
+            )
+        if not math.isfinite(squares):
+            return StepReport(step, math.inf, math.nan)
         error = math.sqrt(squares / whole) if whole else (math.inf if squares else 0.0)
         return StepReport(step, error, sum(cosines) / len(cosines) if cosines else math.nan)
 
-    def _run(self, twin: Twin, args: Any, kwargs: Any) -> list[Tensor]:
-        """What a network gives that holds numbers, ``[samples, numbers]``, float64; what is not finite as 0."""
-        result = chosen_outputs(twin.run(*args, **kwargs), self.outputs)
+    def _run(self, twin: Twin, batch: Batch) -> list[Tensor]:
+        """What a network gives that holds numbers, ``[samples, numbers]``, float64."""
+        result = chosen_outputs(batch.through(twin), self.outputs)
         found = [t for t in output_tensors(result) if t.is_floating_point() and t.ndim and t.numel()]
-        return [t.double().nan_to_num(0, 0, 0).reshape(t.shape[0] if t.ndim > 1 else 1, -1) for t in found]
+        return [t.double().reshape(t.shape[0] if t.ndim > 1 else 1, -1) for t in found]
 
 
 @torch.no_grad()
@@ -205,6 +220,8 @@ def _check_pruned(original: nn.Module, pruned: nn.Module, plan: PruningPlan) -> 
 
 def steps_of(steps: str | Sequence[str]) -> tuple[str, ...]:
     """The steps that are meant, by name; raises InputError for an unknown one."""
+    if not isinstance(steps, Iterable):
+        raise InputError(f"refit steps are {steps!r}: expected 'all', or some of {', '.join(STEPS)}")
     wanted = (
         ("fold", "lstsq", "bn") if steps == "all" else (steps,) if isinstance(steps, str) else tuple(steps)
     )
@@ -215,7 +232,7 @@ def steps_of(steps: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _ridges(ridge: float | Sequence[float]) -> tuple[float, ...]:
-    ridges = (ridge,) if isinstance(ridge, int | float) else tuple(ridge)
-    if not ridges or not all(0 <= each < math.inf for each in ridges):
+    ridges = tuple(ridge) if isinstance(ridge, Iterable) else (ridge,)
+    if not ridges or not all(isinstance(each, Real) and 0 <= each < math.inf for each in ridges):
         raise InputError(f"{ridge=}: expected a number from 0 up, or several")
     return ridges

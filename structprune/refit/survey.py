@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from structprune.gathering import take
+from structprune.importance.batches import Batch
 from structprune.observe import Place, Twin, Use
 from structprune.plan import PruningPlan
-from structprune.refit.batches import Inputs
 from structprune.refit.consumers import Consumer, pieces, targets
 from structprune.refit.norms import Norm, watching_norms
 
@@ -27,16 +27,15 @@ _EXACT = {torch.float64: 1e-8, torch.float32: 1e-3}  # how well a product has to
 
 
 def survey(
-    original: Twin, small: Twin, plan: PruningPlan, inputs: Inputs
+    original: Twin, small: Twin, plan: PruningPlan, batch: Batch
 ) -> tuple[list[Consumer], dict[str, str]]:
     """The layers of a cut network in the order in which they run, from the first consumer of the cut on, and the
     consumers that cannot be refitted, with the reason.
     """
     wide, narrow, left = _Seen(original), _Seen(small), {}
-    args, kwargs = inputs
-    original.watch(wide.use, *args, **kwargs)
+    batch.through(original, wide.use)
     with watching_norms(small, narrow.norm):
-        small.watch(narrow.use, *args, **kwargs)
+        batch.through(small, narrow.use)
     found: list[Consumer] = []
     for name, places in narrow.places.items():
         try:
