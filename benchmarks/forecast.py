@@ -35,6 +35,7 @@ from structprune.latency import ratio
 __all__ = ["main"]
 
 NETWORKS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small")
+_AT_ONCE = 10  # networks timed by turns with the dense one
 _FIRST_SEED = 10_000  # far from those of the networks that are learnt from
 
 
@@ -62,15 +63,20 @@ def _row(model: torch.nn.Module, inputs: Any, options: argparse.Namespace) -> di
     graph = forecast.graph
     free = frozenset(i for i, g in enumerate(graph.groups) if g.frozen is None and g.primary)
     usual = int(np.median(list(forecast.alignment.values())))
+    drawn = [
+        draw(graph, free, options.alignment or usual, _FIRST_SEED + number)
+        for number in range(options.prunings)
+    ]
     pairs = []
-    for number in range(options.prunings):
-        counts = draw(graph, free, options.alignment or usual, _FIRST_SEED + number)
-        small = cut_to_counts(model, graph, counts)
-        dense, pruned = sp.measure_latency(
-            (model, small), inputs, runtime=runtime, repeats=15, min_time=options.min_time
+    for start in range(0, len(drawn), _AT_ONCE):
+        batch = drawn[start : start + _AT_ONCE]
+        models = (model, *(cut_to_counts(model, graph, counts) for counts in batch))
+        dense, *pruned = sp.measure_latency(
+            models, inputs, runtime=runtime, repeats=15, min_time=options.min_time
         )
-        measured = ratio(pruned, dense)
-        pairs.append((forecast(counts) / forecast.dense_ms, measured.value, measured.low, measured.high))
+        for counts, one in zip(batch, pruned, strict=True):
+            measured = ratio(one, dense)
+            pairs.append((forecast(counts) / forecast.dense_ms, measured.value, measured.low, measured.high))
     found = np.array(pairs)
     errors = np.abs(found[:, 0] / found[:, 1] - 1)
     return {
