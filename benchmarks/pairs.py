@@ -1,8 +1,10 @@
 """One trained network, cut by torch-pruning and by structprune to the same latency and to the same MACs.
 
 Each of torch-pruning's cuts is the nearest that it has to the share that is asked for, and is measured beside the dense
-network. structprune's own is then asked for the share that was *measured*: it may take at most as long, so whatever
-torch-pruning's rounding leaves it with, the two have the same latency. The cut at equal MACs is structprune's choice
+network. structprune's own are then chosen by the forecast, for the share that was *measured* and a little less, at
+aligned widths and at finer ones. Of those that were measured to take at most as long, the one counts that keeps the
+most importance: whatever torch-pruning's rounding leaves it with, ours has no more latency. The cut at equal MACs is
+structprune's choice
 by latency, at the least latency at which it has as many MACs as torch-pruning's or more.
 """
 
@@ -23,6 +25,8 @@ from structprune.latency import ratio
 __all__ = ["Candidate", "Pair", "Workbench"]
 
 _HALVINGS = 9
+_AIMS = (1.0, 0.97, 0.94, 0.9, 0.86)  # of the share that was measured: a forecast may be off
+_FINER = (1, 2)
 
 
 @dataclass
@@ -66,9 +70,13 @@ class Workbench:
         theirs = [(mode, share, self._theirs(mode, share)) for share in shares for mode in modes]
         self._measure()
         distinct = {id(candidate): candidate for _, _, candidate in theirs}
-        ours = {place: (self._ours(one), self._equal_macs(one)) for place, one in distinct.items()}
+        ours = {place: (self._chosen(one), self._equal_macs(one)) for place, one in distinct.items()}
         self._measure()
-        return [Pair(mode.name, share, candidate, *ours[id(candidate)]) for mode, share, candidate in theirs]
+        best = {place: self._best(one, ours[place][0]) for place, one in distinct.items()}
+        return [
+            Pair(mode.name, share, candidate, best[id(candidate)], ours[id(candidate)][1])
+            for mode, share, candidate in theirs
+        ]
 
     def _theirs(self, mode: Mode, share: float) -> Candidate:
         at = partial(cut, self.model, ((self.x[:1],), {}), mode)
@@ -79,10 +87,22 @@ class Workbench:
 
         return self._candidate(plan_of(self.graph, nearest(at, forecast, wanted).history))
 
-    def _ours(self, theirs: Candidate) -> Candidate | None:
-        budget = sp.Budget(latency=min(theirs.latency["ratio"], 1.0), runtime=self.runtime)
+    def _chosen(self, theirs: Candidate) -> list[Candidate]:
+        """Choices by the forecast for what theirs takes, and for a little less."""
+        plans = (self._select(theirs.latency["ratio"] * aim, finer) for aim in _AIMS for finer in _FINER)
+        return [self._candidate(plan) for plan in plans if plan is not None]
+
+    def _best(self, theirs: Candidate, chosen: Sequence[Candidate]) -> Candidate | None:
+        """Of the choices that were measured to take at most as long, the one that keeps the most importance."""
+        met = [one for one in chosen if one.latency["ratio"] <= theirs.latency["ratio"]]
+        return max(met, key=lambda one: one.importance["harmonic"], default=None)
+
+    def _select(self, share: float, finer: int = 1) -> sp.PruningPlan | None:
+        """The plan for a share of the forecast latency; None where no widths are so fast."""
+        share = min(share, 1.0)
+        budget = sp.Budget(latency=share, runtime=self.runtime)
         try:
-            return self._candidate(sp.prune(self.model, self.x, budget, criterion="l2", verify=False).plan)
+            return sp.select(self.graph, self.scores, budget, prices=self.forecast.prices(share, finer=finer))
         except sp.BudgetError:
             return None
 
@@ -90,14 +110,8 @@ class Workbench:
         low, high, found = 0.0, 1.0, None
         for _ in range(_HALVINGS):
             share = (low + high) / 2
-            try:
-                plan = sp.select(
-                    self.graph,
-                    self.scores,
-                    sp.Budget(latency=share, runtime=self.runtime),
-                    prices=self.forecast.prices(share),
-                )
-            except sp.BudgetError:
+            plan = self._select(share)
+            if plan is None:
                 low = share
                 continue
             if self._macs(plan) >= theirs.macs:
