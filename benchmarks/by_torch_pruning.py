@@ -94,6 +94,8 @@ def plan_of(graph: sp.DependencyGraph, history: Sequence[tuple[str, bool, Sequen
     """
     gone: dict[str, set[int]] = {group.name: set() for group in graph.groups}
     for layer, outward, positions in history:
+        if not len(positions):  # rounding gave all of them back
+            continue
         tensor, dim = f"{layer}.weight", 0 if outward else 1
         found = [
             (group, member.index[np.asarray(positions, dtype=np.int64)])

@@ -4,8 +4,7 @@ Each of torch-pruning's cuts is the nearest that it has to the share that is ask
 network. structprune's own are then chosen by the forecast, for the share that was *measured* and a little less, at
 aligned widths and at finer ones. Of those that were measured to take at most as long, the one counts that keeps the
 most importance: whatever torch-pruning's rounding leaves it with, ours has no more latency. The cut at equal MACs is
-structprune's choice
-by latency, at the least latency at which it has as many MACs as torch-pruning's or more.
+structprune's choice by latency, at the least latency at which it has as many MACs as torch-pruning's or more.
 """
 
 from __future__ import annotations

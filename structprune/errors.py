@@ -31,7 +31,14 @@ class PlanError(StructpruneError):
 
 
 class BudgetError(StructpruneError):
-    """A budget cannot be met; the message gives the range that can be reached."""
+    """A budget cannot be met; the message gives the range that can be reached.
+
+    ``fastest`` is the least share of the latency that was forecast, where a latency was what could not be met.
+    """
+
+    def __init__(self, message: str, fastest: float | None = None) -> None:
+        super().__init__(message)
+        self.fastest = fastest
 
 
 class VerificationError(StructpruneError):

@@ -151,13 +151,20 @@ def _plans(
     seen: set[tuple[int, ...]] = set()
     finer, finest = 1, max(forecast.alignment.values(), default=1)
     for _ in range(_TRIES):
-        plan = choose(forecast.prices(aim, correction, finer))
+        try:
+            plan, slow = _choice(choose, forecast, aim, correction, finer)
+        except BudgetError:
+            if tried:  # what was measured may meet the budget all the same
+                return
+            raise
         counts = tuple(graph.counts(plan).tolist())
         if (
             counts in seen
         ):  # widths are coarse: look at finer ones, then further where the last one was not near
             if finer < finest:
                 finer *= 2
+            elif slow:
+                return
             else:
                 aim *= 1 / _STEP if tried[-1].share > share else _STEP
             continue
@@ -168,6 +175,24 @@ def _plans(
         if near or share >= 1 or len(tried) == _TURNS or (plan == widest and last.share <= share):
             return
         correction, aim = last.share / last.turn.forecast, share * _AIM
+
+
+def _choice(
+    choose: Callable[[Prices], PruningPlan],
+    forecast: LatencyForecast,
+    aim: float,
+    correction: float,
+    finer: int,
+) -> tuple[PruningPlan, bool]:
+    """The plan for the aim; or, where none is forecast to be so fast, the fastest there is, and True: whether it is
+    fast enough is for the measurement to say.
+    """
+    try:
+        return choose(forecast.prices(aim, correction, finer)), False
+    except BudgetError as error:
+        if error.fastest is None:
+            raise
+        return choose(forecast.prices(error.fastest * (1 + 1e-9), correction, finer)), True
 
 
 def _asked(bench: Bench, whole: Ready, budget: Budget) -> float:
@@ -195,9 +220,8 @@ def _layers(
 
 
 def _missed(budget: Budget, share: float, turns: list[Turn]) -> str:
-    nearest = min((turn.measured for turn in turns), key=lambda one: one.value, default=None)
-    reached = f"the nearest took {nearest}" if nearest is not None else "no choice was left to measure"
+    nearest = min((turn.measured for turn in turns), key=lambda one: one.value)
     return (
-        f"{budget}: {share:.3g} of the dense network's latency was not reached in {len(turns)} measured choices; "
-        f"{reached} of it. Ask for more, or run on a quieter machine"
+        f"{budget}: {share:.3g} of the dense network's latency was not reached in {len(turns)} measured choices; the "
+        f"fastest took {nearest} of it. Ask for more, allow narrower widths, or run on a quieter machine"
     )

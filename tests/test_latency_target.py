@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import structprune as sp
-from structprune.forecast import learn
+from structprune.forecast import LatencyForecast, learn
 from structprune.forecast.cache import Cache
 from structprune.forecast.sampling import draw
 from structprune.forecast.stairs import level
@@ -87,6 +87,50 @@ def test_a_network_that_meets_the_budget_is_left_alone() -> None:
         assert result.report.groups_cut == 0
         assert result.report.latency is not None
         assert result.report.latency.ratio.value == pytest.approx(1.0)
+
+
+def test_a_forecast_that_is_too_slow_is_measured_before_it_is_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The forecast has every cut at the price of the whole network: what is measured decides."""
+    model = mlp()
+    plain = LatencyForecast._many
+
+    def pessimistic(self: LatencyForecast, counts: np.ndarray) -> np.ndarray:
+        return 0.7 * self.dense_ms + 0.3 * plain(self, counts)
+
+    monkeypatch.setattr(LatencyForecast, "_many", pessimistic)
+    report = sp.prune(model, EXAMPLE, asked(0.6)).report.latency
+    assert report is not None
+    assert report.ratio.value <= 0.6
+    assert report.turns[0].forecast > 0.6
+
+
+def test_counts_that_no_group_can_have_are_refused() -> None:
+    forecast = sp.forecast_latency(mlp(), EXAMPLE, runtime="toy")
+    sizes = forecast.graph.sizes()
+    named = {group.name: group.size for group in forecast.graph.groups}
+    assert forecast(named) == forecast(sizes) == forecast.dense_ms
+    assert forecast({"0": 96}) == forecast([96 if name == "0" else size for name, size in named.items()])
+    for wrong in ([1], sizes + 1, 0 * sizes, sizes.astype(float), {"nowhere": 3}):
+        with pytest.raises(sp.InputError, match="counts"):
+            forecast(wrong)
+    for limit in (0, -1, float("nan")):
+        with pytest.raises(sp.InputError, match="limit"):
+            forecast.prices(limit)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b'{"counts": [], "profile": {"kernels": []}}\n']
+)
+def test_a_damaged_cache_is_measured_anew(cache: Path, damage: bytes) -> None:
+    first = sp.forecast_latency(mlp(), EXAMPLE, runtime="toy")
+    (file,) = (cache / "latency").iterdir()
+    lines = file.read_bytes().splitlines(keepends=True)
+    zero = lines[1].replace(b'"reference_ms": ', b'"reference_ms": -')
+    file.write_bytes(b"".join([lines[0], damage, zero, *lines[2:]]))
+    again = sp.forecast_latency(mlp(), EXAMPLE, runtime="toy")
+    assert again(again.graph.sizes() // 2 + 1) == pytest.approx(first(first.graph.sizes() // 2 + 1))
 
 
 class Guarded(nn.Module):
@@ -245,7 +289,8 @@ def test_onnxruntime_says_what_each_kernel_takes() -> None:
     whole = forecast.graph.sizes()
     half = np.array([g.size if g.frozen else g.size // 2 for g in forecast.graph.groups])
     assert 0 < forecast(half) <= forecast(whole) < 1e3
-    assert sum(forecast.layers(whole).values()) == pytest.approx(forecast(whole) - forecast.rest_ms)
+    assert sum(forecast.layers(half).values()) == pytest.approx(forecast(half) - forecast.rest_ms)
+    assert forecast(whole) == forecast.dense_ms
     assert all(size >= 1 for size in forecast.alignment.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -39,7 +40,7 @@ class Cache:
         self._known: dict[tuple[int, ...], Profile] = {}
         self._broken = False  # the last line was being written when the program ended
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8", errors="replace")
             self._broken = bool(text) and not text.endswith("\n")
             for line in text.splitlines():
                 self._read(line)
@@ -81,10 +82,13 @@ class Cache:
         try:
             entry = json.loads(line)
             kernels = tuple(_kernels(entry["profile"]["kernels"]))
-            times = (float(entry["profile"][key]) for key in ("whole_ms", "reference_ms"))
-            self._known[tuple(entry["counts"])] = Profile(kernels, *times)
-        except (ValueError, KeyError, TypeError):
+            times = [float(entry["profile"][key]) for key in ("whole_ms", "reference_ms")]
+            counts = tuple(entry["counts"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             return  # no whole profile: it is measured again
+        finite = all(math.isfinite(ms) and ms >= 0 for ms in (*times, *(kernel.ms for kernel in kernels)))
+        if finite and min(times) > 0:
+            self._known[counts] = Profile(kernels, *times)
 
 
 def _kernels(entries: Iterable[dict[str, Any]]) -> Iterable[Kernel]:

@@ -65,7 +65,8 @@ class Task:
         if not limit.admits(self.units):
             least = np.array([unit.least for unit in self.units], dtype=np.int64)
             narrowest = expander(self.graph.groups, self.units)(least)
-            raise BudgetError(self._unreachable([(one, one.share(narrowest)) for one in demands]))
+            lowest = [(one, one.share(narrowest)) for one in demands]
+            raise BudgetError(self._unreachable(lowest), self._fastest(lowest))
         return limit
 
     def _given(self, original: Original) -> Mapping[str, float]:
@@ -159,12 +160,20 @@ class Task:
         highest = demand.share(self._sizes())
         asked = self.budget.time
         if asked is None or asked.quantity != demand.quantity or asked.quantity == "latency":
-            return f"between {lowest:.4g} and {highest:.4g} of the original's {demand.quantity}"
+            whose = "original" if asked is None or asked.quantity != demand.quantity else "given network"
+            return f"between {lowest:.4g} and {highest:.4g} of the {whose}'s {demand.quantity}"
         if asked.quantity == "latency_ms":
             whole = asked.value / demand.allowed
             return f"between {lowest * whole:.4g} and {highest * whole:.4g} ms"
         whole = asked.value * demand.allowed
         return f"between {whole / highest:.4g} and {whole / lowest:.4g} samples per second"
+
+    def _fastest(self, lowest: Sequence[tuple[Demand, float]]) -> float | None:
+        """The least share of the latency, where all else that is asked for can be met."""
+        asked = None if self.budget.time is None else self.budget.time.quantity
+        if any(share > one.allowed for one, share in lowest if one.quantity != asked):
+            return None
+        return next((share for one, share in lowest if one.quantity == asked), None)
 
     def _held(self, position: int) -> str:
         """A group that could be cut but for another one, which may not be and keeps the same number."""
