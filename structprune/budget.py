@@ -49,7 +49,8 @@ class Budget:
     `latency` is a fraction of the latency that the network has on `runtime`, measured; `latency_ms` is that latency
     itself in milliseconds, and `throughput` the samples per second that it comes to, at least. These three exclude
     each other. `runtime` is a name, with `threads` beside it, or a `Runtime`, and is a `Runtime` once the budget
-    exists. Raises InputError for no quantity, for two that are timed, and for a number out of range.
+    exists. For a model that was pruned before, shares are of the one it began as, but a latency is of the model that is
+    given: it is measured. Raises InputError for no quantity, for two that are timed, and for a number out of range.
 
     >>> budget = Budget(macs=0.5)
     >>> budget.quantity, budget.fraction
@@ -127,7 +128,10 @@ class Budget:
 
 
 def _checked(name: str, value: object) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
     if name in _FIGURES:
         if not 0 < number < math.inf:
             raise InputError(f"Budget({name}={value!r}): expected {_FIGURES[name]}, more than 0")

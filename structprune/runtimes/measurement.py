@@ -22,7 +22,7 @@ _FEW_ROUNDS = 6  # below it no interval of order statistics reaches 95 %
 class Measurement:
     """The times of one model on one runtime, in milliseconds, in the order of the rounds."""
 
-    times_ms: tuple[float, ...]
+    times_ms: tuple[float, ...] = field(repr=False)
     runtime: str
     threads: int
     batch: int

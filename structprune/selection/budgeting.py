@@ -93,7 +93,9 @@ class Task:
         reference = self._original(quantity, whole) if original is None else original
         if not whole > 0 or not reference > 0:
             nothing = Demand(quantity, lambda many: np.ones((len(many), 1)), limit.value)
-            raise BudgetError(self._unreachable([(nothing, 1.0)]))
+            if limit.value < 1:
+                raise BudgetError(self._unreachable([(nothing, 1.0)]))
+            return nothing
         return Demand(quantity, lambda many: self._levels(quantity, many) / reference, limit.value)
 
     def _original(self, quantity: str, whole: float) -> float:
