@@ -124,7 +124,7 @@ def reach(
             tried.append(_Choice(plan, small, dense, pruned, turn))
     met = [one for one in tried if one.share <= share or share >= 1]
     if not met:
-        raise BudgetError(_missed(budget, share, [one.turn for one in tried]))
+        raise BudgetError(_missed(budget, tried))
     best = max(met, key=lambda one: one.share)
     layers = _layers(forecast, graph.counts(best.plan), best.model, example_inputs, on)
     turns = tuple(one.turn for one in tried)
@@ -219,9 +219,20 @@ def _layers(
     }
 
 
-def _missed(budget: Budget, share: float, turns: list[Turn]) -> str:
-    nearest = min((turn.measured for turn in turns), key=lambda one: one.value)
+def _missed(budget: Budget, tried: Sequence[_Choice]) -> str:
+    """What was asked, and what can be reached as it was measured, in the unit that was asked for."""
+    fastest = min(tried, key=lambda one: one.share)
+    dense = fastest.dense.median_ms
+    least = fastest.share * dense
+    reach = {
+        "latency": f"between {fastest.share:.4g} and 1 of the dense network's latency",
+        "latency_ms": f"between {least:.4g} and {dense:.4g} ms",
+        "throughput": f"between {1e3 * fastest.dense.batch / dense:.4g} and "
+        f"{1e3 * fastest.dense.batch / least:.4g} samples per second",
+    }
+    asked = budget.time
+    assert asked is not None
     return (
-        f"{budget}: {share:.3g} of the dense network's latency was not reached in {len(turns)} measured choices; the "
-        f"fastest took {nearest} of it. Ask for more, allow narrower widths, or run on a quieter machine"
+        f"{budget} cannot be met: of {len(tried)} measured choices the fastest took {fastest.turn.measured} of the "
+        f"dense network's latency, so {reach[asked.quantity]} can be reached. Ask for more, or allow narrower widths"
     )
