@@ -24,7 +24,7 @@ from structprune.latency import ratio
 __all__ = ["Candidate", "Pair", "Workbench"]
 
 _HALVINGS = 9
-_AIMS = (1.0, 0.96, 0.92)  # of the share that was measured: a forecast may be off
+_AIMS = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the share that was measured: a forecast may be off
 _FINER = (1, 2)
 
 

@@ -12,6 +12,10 @@ import torch
 
 from structprune.rules import registry
 
+collect_ignore = [
+    "toy_runtime.py"
+]  # it registers a runtime: to collect doctests would import it a second time
+
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")

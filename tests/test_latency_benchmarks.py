@@ -40,7 +40,7 @@ def kernels(model: nn.Module) -> list[Kernel]:
     return found
 
 
-@register_profiler("stairs")
+@register_profiler("blocks")
 def profile(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: sp.Runtime
 ) -> Profile:
@@ -48,7 +48,7 @@ def profile(
     return Profile(tuple(parts), sum(part.ms for part in parts))
 
 
-@register_runtime("stairs")
+@register_runtime("blocks")
 @contextmanager
 def stairs(model: nn.Module, args: Any, kwargs: Mapping[str, Any], runtime: sp.Runtime) -> Iterator[Any]:
     yield lambda: sum(part.ms for part in kernels(model))
@@ -118,7 +118,7 @@ def run(tmp_path: Path, *more: str) -> dict[str, Any]:
 
 
 def test_the_latency_benchmark_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = run(tmp_path, "--runtime", "stairs", "--macs", "0.6")
+    document = run(tmp_path, "--runtime", "blocks", "--macs", "0.6")
     rows = {row["model"]: row for row in document["rows"]}
     assert list(rows) == list(ROWS)
     assert rows[DENSE]["ratio"] == rows[AGAIN]["ratio"] == rows[UNSTRUCTURED]["ratio"] == 1.0
@@ -130,7 +130,7 @@ def test_the_latency_benchmark_end_to_end(tmp_path: Path, capsys: pytest.Capture
     assert document["environment"]["threads"]["inference"] == 1
     # widths off the stairs: fewer MACs and slower, which is said
     assert rows[BY_MACS]["ratio"] > 1.0
-    place = f"{__name__}:conv_net, stairs, batch 1, 1 threads"
+    place = f"{__name__}:conv_net, blocks, batch 1, 1 threads"
     assert document["summary"]["slower_than_dense"][BY_MACS] == [place]
     assert document["summary"]["slower_than_dense"][BY_LATENCY] == []
     said = capsys.readouterr().out
@@ -141,11 +141,11 @@ def test_the_latency_benchmark_end_to_end(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_latency_out_of_reach_is_said_in_its_row(tmp_path: Path) -> None:
     rows = ("--row", DENSE, "--row", BY_LATENCY)
-    document = run(tmp_path, "--runtime", "stairs", "--latency", "0.01", *rows)
+    document = run(tmp_path, "--runtime", "blocks", "--latency", "0.01", *rows)
     dense, absent = document["rows"]
     assert dense["model"] == DENSE
     assert "latency=0.01" in absent["error"]
-    assert document["summary"]["not_reached"] == [f"{__name__}:conv_net, stairs, batch 1, 1 threads"]
+    assert document["summary"]["not_reached"] == [f"{__name__}:conv_net, blocks, batch 1, 1 threads"]
 
 
 def test_the_latency_benchmark_on_real_runtimes(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_the_accuracy_benchmark_pairs_networks_of_one_latency(
         "--share",
         "0.5",
         "--runtime",
-        "stairs",
+        "blocks",
         "--epochs",
         "2",
     ]
