@@ -184,7 +184,7 @@ class Live(TorchDispatchMode):
         return out
 
 
-ROWS = COLUMNS = 256
+ROWS = COLUMNS = 512  # a tensor is large beside what Python itself needs
 NBYTES = 4 * ROWS * COLUMNS
 
 
