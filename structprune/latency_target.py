@@ -108,7 +108,8 @@ def reach(
     ``choose(prices)`` makes the plan that takes at most ``prices.limit`` by the prices.
 
     Raises:
-        BudgetError: where the forecast, or every measured choice, is above the budget; with what was reached.
+        BudgetError: where every measured choice, the fastest among them, is above the budget, or another limit cannot
+            be met; with what can be reached.
     """
     on = Runtime.of(budget.runtime)
     forecast = learn(graph, model, example_inputs, on, progress)
@@ -158,9 +159,7 @@ def _plans(
                 return
             raise
         counts = tuple(graph.counts(plan).tolist())
-        if (
-            counts in seen
-        ):  # widths are coarse: look at finer ones, then further where the last one was not near
+        if counts in seen:  # widths are coarse: finer ones, then further off where the last one was not near
             if finer < finest:
                 finer *= 2
             elif slow:

@@ -14,7 +14,7 @@ from structprune.changes import Change, told
 from structprune.engines import trace
 from structprune.errors import InputError
 from structprune.graph import DependencyGraph
-from structprune.importance import Criterion, Loss, score
+from structprune.importance import Criterion, Loss, criterion_name, score
 from structprune.inputs import normalize_inputs
 from structprune.latency_target import LatencyReport, reach
 from structprune.outputs import Outputs
@@ -184,7 +184,7 @@ def prune(
             max_pruned,
             keep,
             only,
-            criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
+            criterion=criterion_name(criterion),
             ragged=ragged,
             prices=prices,
         )

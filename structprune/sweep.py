@@ -19,7 +19,7 @@ from structprune.engines import trace
 from structprune.errors import BudgetError, InputError
 from structprune.forecast import LatencyForecast, learn
 from structprune.graph import DependencyGraph
-from structprune.importance import Criterion, Loss, score
+from structprune.importance import Criterion, Loss, criterion_name, score
 from structprune.inputs import batch_size, normalize_inputs
 from structprune.latency import Measurement, Ratio, measure_latency, ratio
 from structprune.outputs import Outputs
@@ -137,7 +137,7 @@ def sweep(
         max_pruned=max_pruned,
         keep=keep,
         only=only,
-        criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
+        criterion=criterion_name(criterion),
         ragged=ragged,
     )
     forecast = None if used is None else learn(graph, model, example_inputs, used, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import nnls
@@ -81,7 +82,6 @@ class LatencyForecast:
 
         ``correction`` multiplies all prices; widths are multiples of the alignment, or of a ``finer``-th of it.
         """
-
         if not (limit > 0 and correction > 0 and finer >= 1):
             raise InputError(
                 f"{limit=}, {correction=}, {finer=}: expected more than 0, more than 0 and at least 1"
@@ -103,7 +103,7 @@ class LatencyForecast:
         times = (self._times(self._checked(counts))[0] * self._factor).tolist()
         return dict(zip((part.name for part in self.parts), times, strict=True))
 
-    @property
+    @cached_property
     def alignment(self) -> dict[str, int]:
         """Return for each free group the multiple of channels at which the runtime is fast."""
         free = (group for group in self.graph.groups if group.frozen is None)

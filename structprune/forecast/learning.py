@@ -20,7 +20,7 @@ from structprune.graph import DependencyGraph
 from structprune.inputs import normalize_inputs
 from structprune.runtime_settings import Runtime
 from structprune.runtimes import inputs_for, model_for, prepare
-from structprune.runtimes.profiles import Kernel, Profile
+from structprune.runtimes.profiles import Profile
 
 __all__ = ["forecast_latency", "learn", "profile"]
 
@@ -29,7 +29,7 @@ _FIRST = (64, 64, 32, 32, 16, 16, 8, 8, 4, 2, 1)
 where the stairs are."""
 _DRAWS = 5
 _TRIES = 3
-_ROUND = 4  # networks that are forecast, then profiled
+_ROUND = 4  # networks that are forecast, then profiled: as many as _checked lists
 _ROUNDS = 4
 _RIGHT = 0.025  # median error of a round after which no more are needed
 
@@ -92,7 +92,7 @@ def profile(model: nn.Module, example_inputs: Any, runtime: Runtime) -> Profile:
 def _checked(forecast: LatencyForecast) -> list[int]:
     """Alignments to look at next: most where choices will be made, at which the runtime is fast."""
     fast = max(forecast.alignment.values(), default=1)
-    return [fast, min(2 * fast, 64), fast, max(fast // 2, 1)][:_ROUND]
+    return [fast, min(2 * fast, 64), fast, max(fast // 2, 1)]
 
 
 class _Samples:
@@ -147,9 +147,8 @@ class _Samples:
     def scale(self, sample: Sample) -> Sample:
         """The sample as the machine would have taken it at its usual speed: that of the median sample."""
         factor = self._usual() / sample.profile.reference_ms
-        kernels = tuple(Kernel(k.name, k.operation, k.shapes, k.ms * factor) for k in sample.profile.kernels)
-        whole = sample.profile.whole_ms * factor
-        return replace(sample, profile=Profile(kernels, whole, sample.profile.reference_ms * factor))
+        kernels = tuple(replace(kernel, ms=kernel.ms * factor) for kernel in sample.profile.kernels)
+        return replace(sample, profile=Profile(kernels, sample.profile.whole_ms * factor, self._usual()))
 
     def scaled(self) -> list[Sample]:
         """All samples, scaled."""

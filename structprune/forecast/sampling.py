@@ -20,6 +20,7 @@ from structprune.runtimes.onnx_convert import convert
 from structprune.runtimes.ort import providers, to_numpy
 from structprune.runtimes.ort_kernels import profile_onnx
 from structprune.runtimes.profiles import Profile, module_profiler
+from structprune.runtimes.registry import alone
 from structprune.selection.units import reachable
 
 __all__ = ["Profiler", "draw", "has_profiler", "profile_once", "profiler"]
@@ -72,11 +73,6 @@ def _widths(size: int, alignment: int) -> list[int]:
     return odd or fitting or [size]
 
 
-def _alone() -> float:
-    """Stands for a network beside the one that is profiled, where there is none."""
-    return 1.0
-
-
 def has_profiler(runtime: Runtime) -> bool:
     """Whether the runtime says how long each kernel takes: onnxruntime's profiler does so for its CPU kernels."""
     return runtime.name == "onnxruntime" or module_profiler(runtime.name) is not None
@@ -89,7 +85,7 @@ def profiler(
     free: frozenset[int],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    beside: TimedCall = _alone,
+    beside: TimedCall = alone,
 ) -> Profiler:
     """A function from counts to the profile of the network at these counts on ``runtime``, ``beside`` another one.
 

@@ -22,7 +22,7 @@ from structprune.importance.registry import (
     options_of,
 )
 from structprune.importance.scaling import bn_scale
-from structprune.importance.scoring import score
+from structprune.importance.scoring import criterion_name, score
 
 __all__ = [
     "CRITERIA",
@@ -41,6 +41,7 @@ __all__ = [
     "abs_sum",
     "bn_scale",
     "criterion",
+    "criterion_name",
     "fisher",
     "fpgm",
     "hessian",

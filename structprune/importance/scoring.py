@@ -20,7 +20,7 @@ from structprune.importance.groups import GraphLike, GroupTensors, group_tensors
 from structprune.importance.registry import CRITERIA, Criterion, Needs, needs_of, options_of
 from structprune.tensors import named_tensors
 
-__all__ = ["score"]
+__all__ = ["criterion_name", "score"]
 
 
 def score(
@@ -89,6 +89,11 @@ def _stored(
             f"{next(iter(checkpoint.entries))!r}: trace the model that these files were saved from"
         )
     return found
+
+
+def criterion_name(criterion: str | Criterion) -> str:
+    """What a plan names the criterion: its own name, or that of the function, or "custom"."""
+    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom")
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:

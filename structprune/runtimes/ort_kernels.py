@@ -21,7 +21,7 @@ from structprune.errors import ExportError
 from structprune.runtime_settings import Runtime
 from structprune.runtimes.ort import as_zero, open_session, session_options
 from structprune.runtimes.profiles import Kernel, Profile
-from structprune.runtimes.registry import TimedCall
+from structprune.runtimes.registry import TimedCall, alone
 
 __all__ = ["profile_onnx"]
 
@@ -36,7 +36,7 @@ def profile_onnx(
     model: bytes | Path,
     feeds: Mapping[str, np.ndarray[Any, Any]],
     runtime: Runtime,
-    beside: TimedCall | None = None,
+    beside: TimedCall = alone,
 ) -> Profile:
     """The profile of an ONNX model: of each kernel the median over the rounds.
 
@@ -73,12 +73,12 @@ def profile_onnx(
 def _turn(
     session: onnxruntime.InferenceSession,
     feeds: Mapping[str, np.ndarray[Any, Any]],
-    beside: TimedCall | None,
+    beside: TimedCall,
 ) -> tuple[float, float]:
     """Milliseconds of one run, and of one of the network beside it."""
     start = time.perf_counter()
     session.run(None, dict(feeds))
-    return (time.perf_counter() - start) * 1e3, 1.0 if beside is None else beside()
+    return (time.perf_counter() - start) * 1e3, beside()
 
 
 def _read(events: list[dict[str, Any]], speed: np.ndarray[Any, Any]) -> tuple[Kernel, ...]:
