@@ -1,5 +1,6 @@
 """structprune: smaller PyTorch networks, proven to compute what was promised."""
 
+from structprune import train
 from structprune.budget import QUANTITIES, Budget, Limit
 from structprune.changes import Change
 from structprune.empty_weights import empty_weights
@@ -105,6 +106,7 @@ __all__ = [
     "staircase",
     "sweep",
     "trace",
+    "train",
     "verify",
     "weight_bytes",
 ]

@@ -24,6 +24,8 @@ NAMES = [
     "ExportReport", "FilesReport", "apply_plan_to_files", "export_onnx", "load", "load_plans", "save",
     # building without memory
     "empty_weights",
+    # training: a package with names of its own
+    "train",
     # unstructured
     "finalize", "nonzeros", "sparsify",
     # inputs as the command line writes them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch.utils.data import TensorDataset
 
 from structprune.errors import InputError
 from structprune.masking import sparsify
-from structprune.train import evaluate, finetune
+from structprune.train import Hook, Run, evaluate, finetune
 from structprune.train.optimizers import build_optimizer, build_schedule
-from structprune.train.options import Recipe
+from structprune.train.options import TrainOptions
 
 
 def sides() -> TensorDataset:
@@ -143,13 +144,117 @@ class TestFinetune:
             finetune(net().requires_grad_(False), sides(), epochs=1, lr=0.1)
 
 
-class TestRecipe:
+class Recorder(Hook):
+    """Writes down the calls, with the step count that each of them sees."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+
+    def on_start(self, run: Run) -> None:
+        self.calls.append(("start", run.step))
+
+    def before_step(self, run: Run, inputs: Any, targets: Any) -> None:
+        self.calls.append((f"before {len(inputs)} {len(targets)}", run.step))
+
+    def after_backward(self, run: Run) -> None:
+        assert all(p.grad is not None for p in run.model.parameters())
+        self.calls.append(("backward", run.step))
+
+    def after_step(self, run: Run) -> None:
+        self.calls.append(("step", run.step))
+
+    def after_epoch(self, run: Run, metrics: dict[str, float]) -> None:
+        metrics["seen"] = float(run.step)
+        self.calls.append(("epoch", run.step))
+
+    def on_end(self, run: Run) -> None:
+        self.calls.append(("end", run.step))
+
+
+class TestHooks:
+    def test_the_order_of_the_calls(self) -> None:
+        hook = Recorder()
+        log = finetune(net(), sides(), epochs=2, lr=0.1, batch_size=48, hooks=[hook])
+        steps = [
+            [(f"before {size} {size}", done), ("backward", done), ("step", done + 1)]
+            for done, size in enumerate((48, 16, 48, 16))
+        ]
+        first, second = [*steps[0], *steps[1], ("epoch", 2)], [*steps[2], *steps[3], ("epoch", 4)]
+        assert hook.calls == [("start", 0), *first, *second, ("end", 4)]
+        assert [entry["seen"] for entry in log] == [2.0, 4.0]
+
+    def test_a_penalty_on_the_gradient_is_weight_decay(self) -> None:
+        class Decay(Hook):
+            def after_backward(self, run: Run) -> None:
+                for parameter in run.model.parameters():
+                    if parameter.ndim > 1:
+                        parameter.grad.add_(parameter.detach(), alpha=0.01)
+
+        models = [net(), net()]
+        finetune(models[0], sides(), epochs=2, lr=0.1, weight_decay=0.01)
+        finetune(models[1], sides(), epochs=2, lr=0.1, weight_decay=0.0, hooks=[Decay()])
+        for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_the_learning_rate_after_a_step_is_that_of_the_step(self) -> None:
+        rates: list[float] = []
+
+        class Rates(Hook):
+            def after_backward(self, run: Run) -> None:
+                rates.append(run.lr)
+
+            def after_step(self, run: Run) -> None:
+                rates.append(run.lr)
+
+        finetune(net(), sides(), epochs=1, lr=1.0, batch_size=16, hooks=[Rates()])
+        assert rates == pytest.approx([1, 1, 0.8535534, 0.8535534, 0.5, 0.5, 0.1464466, 0.1464466])
+
+    def test_stop_ends_the_run_after_the_epoch(self) -> None:
+        class Stop(Hook):
+            def after_step(self, run: Run) -> None:
+                if run.step == 3:
+                    run.stop()
+
+        hook = Recorder()
+        log = finetune(net(), sides(), epochs=9, lr=0.1, batch_size=32, hooks=[Stop(), hook])
+        assert len(log) == 2
+        assert hook.calls[-1] == ("end", 4)
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_a_run_continued_from_its_state_ends_with_the_same_weights(self, optimizer: str) -> None:
+        class Keep(Hook):
+            def after_epoch(self, run: Run, metrics: dict[str, float]) -> None:
+                if run.epoch == 2:
+                    kept.append(copy.deepcopy(run.state_dict()))
+
+        class Continue(Hook):
+            def on_start(self, run: Run) -> None:
+                run.load_state_dict(kept[0])
+
+        kept: list[dict[str, Any]] = []
+        settings: dict[str, Any] = {"epochs": 4, "lr": 0.1, "batch_size": 16, "optimizer": optimizer}
+        whole, continued = net(), net(seed=1)
+        log = finetune(whole, sides(), validation=sides(), hooks=[Keep()], **settings)
+        assert finetune(continued, sides(), validation=sides(), hooks=[Continue()], **settings) == log
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(tensor, continued.state_dict()[name]), name
+
+    def test_a_state_of_other_hooks_is_refused(self) -> None:
+        class Continue(Hook):
+            def on_start(self, run: Run) -> None:
+                run.load_state_dict(run.state_dict() | {"hooks": []})
+
+        with pytest.raises(InputError, match="a run with 0 hooks, this one has 1"):
+            finetune(net(), sides(), epochs=1, lr=0.1, hooks=[Continue()])
+
+
+class TestOptions:
     def test_schedules_start_and_end_where_they_should(self) -> None:
         rates = {}
         for name in ("cosine", "onecycle", "constant"):
-            recipe = Recipe(epochs=1, lr=1.0, schedule=name)
-            optimizer = build_optimizer(net(), recipe)
-            schedule = build_schedule(optimizer, recipe, steps=10)
+            options = TrainOptions(epochs=1, lr=1.0, schedule=name)
+            optimizer = build_optimizer(net(), options)
+            schedule = build_schedule(optimizer, options, steps=10)
             rates[name] = []
             for _ in range(10):
                 rates[name].append(schedule.get_last_lr()[0])
@@ -161,7 +266,7 @@ class TestRecipe:
         assert rates["onecycle"][0] < 0.1 > rates["onecycle"][-1]
 
     def test_biases_and_norms_are_not_decayed(self) -> None:
-        decayed, spared = build_optimizer(net(), Recipe(epochs=1, lr=1.0)).param_groups
+        decayed, spared = build_optimizer(net(), TrainOptions(epochs=1, lr=1.0)).param_groups
         assert [p.ndim for p in decayed["params"]] == [2, 2]
         assert {p.ndim for p in spared["params"]} == {1}
         assert (decayed["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)

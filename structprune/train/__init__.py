@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from structprune.train.evaluation import evaluate
+from structprune.train.hooks import Hook, Metrics, Run
 from structprune.train.loop import finetune
 
-__all__ = ["evaluate", "finetune"]
+__all__ = ["Hook", "Metrics", "Run", "evaluate", "finetune"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from structprune.errors import InputError
 from structprune.train.evaluation import evaluate
+from structprune.train.hooks import Hook, Metrics, Run
 from structprune.train.optimizers import build_optimizer, build_schedule
-from structprune.train.options import Recipe
+from structprune.train.options import TrainOptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
 __all__ = ["finetune"]
-
-Metrics = dict[str, float]
-Examples = Dataset[tuple[Tensor, Tensor]]
 
 
 def finetune(
@@ -40,6 +39,7 @@ def finetune(
     validation: Dataset[Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     accelerator: Accelerator | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> list[Metrics]:
     """One dict of metrics per epoch: `epoch`, `loss`, `lr`, and `accuracy` where `validation` is
     given.
@@ -49,11 +49,12 @@ def finetune(
     same seed on the same machine gives the same weights. `progress(step, steps)` is called after every step.
     `accelerator` takes an `accelerate.Accelerator` of your own (mixed precision, gradient clipping plugins);
     the default one reads accelerate's configuration, so `accelerate launch` trains in several processes.
+    `hooks` run at the fixed points of `structprune.train.Hook`, in this order.
 
     Raises `InputError` for a bad option, an empty data set, a loss that is not finite, or if accelerate is
     missing.
     """
-    recipe = Recipe(
+    options = TrainOptions(
         epochs, lr, batch_size, optimizer, momentum, weight_decay, schedule, label_smoothing, seed
     )
     if not hasattr(train_data, "__len__") or len(train_data) == 0:
@@ -62,52 +63,84 @@ def finetune(
         )
     with _as_found(model), torch.random.fork_rng():
         torch.manual_seed(seed)
-        loop = _Loop(model, train_data, recipe, accelerator or _accelerator())
+        loop = _Loop(model, train_data, options, accelerator or _accelerator(), hooks)
         try:
-            return [
-                loop.epoch(number, validation=validation, progress=progress)
-                for number in range(1, epochs + 1)
-            ]
+            return loop.train(validation, progress)
         finally:
             loop.unwrap()
 
 
 class _Loop:
-    """The live state of one training run: what accelerate prepared, and the number of steps done."""
+    """The live state of one training run: what accelerate prepared, and what the hooks see."""
 
     def __init__(
-        self, model: nn.Module, data: Dataset[Any], recipe: Recipe, accelerator: Accelerator
+        self,
+        model: nn.Module,
+        data: Dataset[Any],
+        options: TrainOptions,
+        accelerator: Accelerator,
+        hooks: Sequence[Hook],
     ) -> None:
-        self.recipe, self.accelerator, self.done = recipe, accelerator, 0
-        shuffle = torch.Generator().manual_seed(recipe.seed)
-        loader: DataLoader[Any] = DataLoader(data, recipe.batch_size, shuffle=True, generator=shuffle)
-        optimizer = build_optimizer(model, recipe)
-        self.plain = model
+        self.options, self.accelerator = options, accelerator
+        order = torch.Generator().manual_seed(options.seed)
+        loader: DataLoader[Any] = DataLoader(data, options.batch_size, shuffle=True, generator=order)
+        optimizer = build_optimizer(model, options)
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
-        self.steps = len(self.loader) * recipe.epochs
-        self.schedule = build_schedule(optimizer, recipe, self.steps)
-        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        steps = len(self.loader) * options.epochs
+        self.schedule = build_schedule(optimizer, options, steps)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
+        self.run = Run(model, optimizer, steps, accelerator, self.schedule, order, tuple(hooks))
 
-    def epoch(
-        self, number: int, *, validation: Dataset[Any] | None, progress: Callable[[int, int], None] | None
-    ) -> Metrics:
+    def train(
+        self, validation: Dataset[Any] | None, progress: Callable[[int, int], None] | None
+    ) -> list[Metrics]:
+        """The metrics of every epoch, after the last of them."""
+        run = self.run
+        for hook in run.hooks:
+            hook.on_start(run)
+        while run.epoch < self.options.epochs and not run.stopped:
+            run.epoch += 1
+            metrics = self.epoch(progress)
+            if validation is not None:
+                metrics["accuracy"] = evaluate(run.model, validation)
+            run.history.append(metrics)
+            for hook in run.hooks:
+                hook.after_epoch(run, metrics)
+        for hook in run.hooks:
+            hook.on_end(run)
+        return run.history
+
+    def epoch(self, progress: Callable[[int, int], None] | None) -> Metrics:
         self.model.train()
-        total, lr = torch.zeros((), device=self.accelerator.device), float(self.schedule.get_last_lr()[0])
+        run, lr = self.run, self.run.lr
+        total = torch.zeros((), device=self.accelerator.device)
         for inputs, labels in self.loader:
             total += self.step(inputs, labels)
-            self.done += 1
             if progress is not None:
-                progress(self.done, self.steps)
+                progress(run.step, run.steps)
         self.share_buffers()
         loss = float(self.accelerator.reduce(total, reduction="mean")) / len(self.loader)
-        if loss != loss or loss == float("inf"):
+        if not math.isfinite(loss):
             raise InputError(
-                f"the loss is {loss} in epoch {number}; lower lr={self.recipe.lr}, or check the data"
+                f"the loss is {loss} in epoch {run.epoch}; lower lr={self.options.lr}, or check the data"
             )
-        metrics: Metrics = {"epoch": float(number), "loss": loss, "lr": lr}
-        if validation is not None:
-            metrics["accuracy"] = evaluate(self.plain, validation)
-        return metrics
+        return {"epoch": float(run.epoch), "loss": loss, "lr": lr}
+
+    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        run = self.run
+        for hook in run.hooks:
+            hook.before_step(run, inputs, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(self.model(inputs), labels)
+        self.accelerator.backward(loss)
+        for hook in run.hooks:
+            hook.after_backward(run)
+        self.optimizer.step()
+        run.step += 1
+        for hook in run.hooks:
+            hook.after_step(run)
+        self.schedule.step()
+        return loss.detach()  # type: ignore[no-any-return]
 
     def unwrap(self) -> None:
         """Takes the mixed-precision wrapper off the model's `forward`, which accelerate replaces in place."""
@@ -116,16 +149,8 @@ class _Loop:
     def share_buffers(self) -> None:
         """Gives every process the first one's buffers: each keeps batch norm statistics of its own batches."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.plain.buffers():
+            for buffer in self.run.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-
-    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.model(inputs), labels)
-        self.accelerator.backward(loss)
-        self.optimizer.step()
-        self.schedule.step()
-        return loss.detach()  # type: ignore[no-any-return]
 
 
 def _accelerator() -> Accelerator:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from structprune.errors import InputError
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Recipe"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "TrainOptions"]
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "onecycle", "constant")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainOptions:
     """How a network is trained; a value out of range raises `InputError`."""
 
     epochs: int

@@ -1,0 +1,131 @@
+"""The seam between the training loop and what is added to it: penalties, loggers, early stopping, a user's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from structprune.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+
+__all__ = ["Hook", "Metrics", "Run"]
+
+Metrics: TypeAlias = "dict[str, float]"
+
+
+@dataclass(eq=False)
+class Run:
+    """A training run as its hooks see it; `finetune` and `Session` make one.
+
+    `model` is the user's own module, whatever accelerate wrapped around it, and `optimizer` torch's own.
+    `epoch` is the number of the one under way, from 1; `step` counts the optimiser steps that are done, of
+    `steps` in all. `history` holds the metrics of each epoch that is done.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    steps: int
+    accelerator: Accelerator | None = None
+    schedule: LRScheduler | None = None
+    generator: torch.Generator | None = None
+    hooks: Sequence[Hook] = ()
+    epoch: int = 0
+    step: int = 0
+    stopped: bool = False
+    history: list[Metrics] = field(default_factory=list)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step (the optimiser's first parameter group)."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def stop(self) -> None:
+        """Makes the epoch under way the last one."""
+        self.stopped = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as it is between two epochs (taken in `after_epoch`).
+
+        The model's and the optimiser's state, the learning-rate schedule, the order of the data, torch's
+        random state, the metrics so far, and the state of every hook. The tensors are those in use: copy
+        what is to be kept while training goes on.
+        """
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "stopped": self.stopped,
+            "history": [dict(metrics) for metrics in self.history],
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "order": None if self.generator is None else self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "hooks": [hook.state_dict() for hook in self.hooks],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues after the epoch in which `state_dict` was taken; to be called in `on_start`.
+
+        The run then ends with the same weights as the one that was not interrupted. Raises `InputError` where
+        the hooks are not as many as they were.
+        """
+        if len(state["hooks"]) != len(self.hooks):
+            raise InputError(
+                f"the state is of a run with {len(state['hooks'])} hooks, this one has {len(self.hooks)}; "
+                "give the same hooks in the same order"
+            )
+        self.epoch, self.step, self.stopped = state["epoch"], state["step"], state["stopped"]
+        self.history[:] = [dict(metrics) for metrics in state["history"]]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        if self.generator is not None:
+            self.generator.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        for hook, own in zip(self.hooks, state["hooks"], strict=True):
+            hook.load_state_dict(own)
+
+
+class Hook:
+    """Code that runs at fixed points of a training run; every method does nothing until it is overridden.
+
+    The order in one step: `before_step`, forward, backward, `after_backward`, the optimiser's step,
+    `after_step`. Several hooks run in the order in which they are given.
+    """
+
+    def on_start(self, run: Run) -> None:
+        """Before the first epoch; `run.load_state_dict` continues an earlier run from here."""
+
+    def before_step(self, run: Run, inputs: Any, targets: Any) -> None:
+        """Before the forward pass of a batch, which is on the model's device."""
+
+    def after_backward(self, run: Run) -> None:
+        """The gradients of the step are complete, the optimiser has not moved: penalties add theirs here."""
+
+    def after_step(self, run: Run) -> None:
+        """The optimiser has moved; `run.lr` is still the rate it moved at: proximal steps."""
+
+    def after_epoch(self, run: Run, metrics: Metrics) -> None:
+        """The epoch is done and measured; what is added to `metrics` is handed back by `finetune`."""
+
+    def on_end(self, run: Run) -> None:
+        """After the last epoch, while the run's state is still there; not after an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the hook has to remember when a run is interrupted: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
