@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from structprune.archive import distinct_memory, sync
 from structprune.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from structprune.errors import PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_from_json, plans_to_json
@@ -26,7 +27,7 @@ from structprune.replica import recompute, replica
 from structprune.surgery import apply_plan, replace_tensors
 from structprune.tensors import like, named_tensors, require_module, stored_slots
 
-__all__ = ["PLAN", "load", "load_plans", "plans_of", "save", "sync"]
+__all__ = ["PLAN", "load", "load_plans", "plans_of", "save"]
 
 PLAN = "plan.json"
 
@@ -135,19 +136,6 @@ def _require_match(model: nn.Module, plans: Sequence[PruningPlan]) -> None:
             )
 
 
-def _dense(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors as safetensors takes them: contiguous, and no two in the same memory."""
-    seen: set[int] = set()
-    dense = {}
-    for name, tensor in tensors.items():
-        data = tensor.detach().contiguous()
-        if data.untyped_storage().data_ptr() in seen:
-            data = data.clone()
-        seen.add(data.untyped_storage().data_ptr())
-        dense[name] = data
-    return dense
-
-
 def _write(folder: Path, model: nn.Module, plans: Sequence[PruningPlan]) -> None:
     stored = stored_slots(model)
     attributes = [name for name, slot in stored.items() if slot.kind == "attribute"]
@@ -156,7 +144,9 @@ def _write(folder: Path, model: nn.Module, plans: Sequence[PruningPlan]) -> None
     new_plan, new_weights = folder / f"{PLAN}.new", folder / f"{WEIGHTS}.new"
     try:
         new_plan.write_text(plans_to_json(plans), encoding="utf-8", newline="\n")
-        save_file(_dense({name: slot.tensor for name, slot in stored.items()}), new_weights, metadata)
+        save_file(
+            distinct_memory({name: slot.tensor for name, slot in stored.items()}), new_weights, metadata
+        )
         new_weights.chmod(new_plan.stat().st_mode)  # as the user's umask has it
         sync(new_plan, new_weights)
     except BaseException:
@@ -179,18 +169,6 @@ def _finish_interrupted(folder: Path) -> None:
             os.replace(new_plan, folder / PLAN)
     except (PlanError, StorageError):
         return  # what is there is no network, and nothing is lost by writing over it
-
-
-def sync(*paths: Path) -> None:
-    """Waits until the disk has the files; a folder cannot be opened for that everywhere."""
-    for path in paths:
-        if path.is_dir() and os.name == "nt":
-            continue
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _emptied(model: nn.Module) -> dict[int, torch.Tensor]:

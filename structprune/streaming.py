@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from structprune.archive import sync
 from structprune.checkpoint import (
     INDEX_SUFFIX,
     WEIGHTS,
@@ -29,7 +30,7 @@ from structprune.checkpoint import (
 )
 from structprune.errors import PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_to_json
-from structprune.storage import PLAN, plans_of, sync
+from structprune.storage import PLAN, plans_of
 from structprune.surgery import check_plan, cut_tensor
 from structprune.tensors import shapes_fingerprint, stored_slots
 

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from structprune.train.checkpoints import TrainingCheckpoint, load_checkpoint, save_checkpoint
 from structprune.train.evaluation import evaluate
-from structprune.train.hooks import Hook, Metrics, Run
+from structprune.train.hooks import Hook, Run
 from structprune.train.loop import finetune
 
-__all__ = ["Hook", "Metrics", "Run", "evaluate", "finetune"]
+__all__ = [
+    "Hook",
+    "Run",
+    "TrainingCheckpoint",
+    "evaluate",
+    "finetune",
+    "load_checkpoint",
+    "save_checkpoint",
+]
