@@ -22,8 +22,10 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
+from structprune.destinations import require_file
 from structprune.errors import ExportError, InputError
 from structprune.inputs import batch_size, normalize_inputs, random_like, repeat_batch
+from structprune.interrupts import interrupts_kept
 from structprune.plan import PruningPlan, plan_digest
 from structprune.runtime_settings import Runtime
 from structprune.runtimes.onnx_check import largest_difference, module_outputs
@@ -112,25 +114,22 @@ def export_onnx(
     Raises:
         ExportError: where the model cannot be converted, gives other outputs in onnxruntime, or fixes the
             batch though `dynamic_batch=True`. No file is left and an older one is untouched.
-        InputError: for arguments out of range.
+        InputError: for arguments out of range, and a path that cannot be written.
     """
     require_module(model)
     inputs = normalize_inputs(example_inputs)
-    destination = Path(path)
     if not check_batches or min(check_batches) < 1:
         raise InputError(f"{check_batches=}: give at least one batch size, each at least 1")
     if dynamic_batch not in (True, False, "auto"):
         raise InputError(f'{dynamic_batch=}: it is True, False or "auto"')
-    if destination.is_dir():
-        raise InputError(f"{destination} is a folder: name the file, as in {destination / 'model.onnx'}")
+    destination = require_file(path)
     properties = _properties(model, plan, metadata)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"{destination} cannot be written: {error}") from error
+    destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as folder:
         staged = _Staging(model, inputs, Path(folder) / destination.name, properties, opset, rtol, atol, seed)
-        return _move(staged.write(dynamic_batch, check_batches), destination)
+        with interrupts_kept():
+            report = staged.write(dynamic_batch, check_batches)
+        return _move(report, destination)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from structprune.caches import fresh_results
 from structprune.clone import structural_clone
 from structprune.errors import InputError, TraceError
 from structprune.inputs import map_tensors, normalize_inputs, tensors_in
+from structprune.interrupts import interrupts_kept
 from structprune.leftovers import forget
 from structprune.outputs import Outputs, chosen_outputs, output_integers, output_tensors
 from structprune.provenance import TracedInt
@@ -142,7 +143,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outp
     given = tuple(tracer.held(tensor) for tensor in tensors_in((args, kwargs)))
     clone.eval()
     _follow_layers(clone, context)
-    with surroundings(tracer, mode), fresh_results(clone):
+    with interrupts_kept(), surroundings(tracer, mode), fresh_results(clone):
         result = chosen_outputs(clone(*args, **kwargs), outputs)
     for number in output_integers(result):
         if isinstance(number, TracedInt):  # a size that the caller gets to see

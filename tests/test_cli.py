@@ -63,6 +63,10 @@ class Broken(nn.Module):
 instance = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
 number = 3
 
+def grouped():
+    layers = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 3, 1)
+    return nn.Sequential(*layers)
+
 def fails():
     raise RuntimeError("the weights are elsewhere")
 
@@ -313,7 +317,7 @@ def test_bench_times_the_original_twice_beside_the_pruned(models: str) -> None:
     found = document(
         call(
             "bench", f"{models}:mlp", "-i", "1x6", "--folder", "small", "--runtime", "torch", "--batch", "1",
-            "--batch", "3", "--dtype", "float64", "--repeats", "5", "--json",
+            "--batch", "3", "--dtype", "float64", "--repeats", "5", "--times", "--json",
         )
     )  # fmt: skip
     assert {row["dtype"] for row in found["measurements"]} == {"float64"}
@@ -321,6 +325,93 @@ def test_bench_times_the_original_twice_beside_the_pruned(models: str) -> None:
     assert rows == [(name, batch) for batch in (1, 3) for name in ("original", "original again", "small")]
     assert all(row["median_ms"] > 0 and len(row["times_ms"]) >= 5 for row in found["measurements"])
     assert found["environment"]["torch"] == torch.__version__
+
+
+def test_bench_has_a_table_for_each_setting_with_shares_of_its_own_original(models: str) -> None:
+    for folder, share in (("a", "0.5"), ("b", "0.25")):
+        call("prune", f"{models}:mlp", "-i", "1x6", "--channels", share, "--out", folder)
+    asked = ("bench", f"{models}:mlp", "-i", "1x6", "--folder", "a", "--folder", "b", "--runtime", "torch")
+    shown = call(*asked, "--batch", "1", "--batch", "3", "--repeats", "3")
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    captions = [line for line in lines if "share of the median of 'original', in the same rounds" in line]
+    assert [line.split(":")[0] for line in captions] == [
+        "torch, 1 thread, batch 1",
+        "torch, 1 thread, batch 3",
+    ]
+    rows = [line.split()[0] for line in lines if line.split()[:1] in (["original"], ["a"], ["b"])]
+    assert rows == ["original", "original", "a", "b"] * 2
+    found = document(call(*asked, "--repeats", "3", "--json"))["measurements"]
+    assert all("times_ms" not in row and row["rounds"] >= 3 for row in found)
+    assert ["to_original" in row for row in found] == [False, True, True, True]
+    twice = call(*asked, "--folder", "a")
+    assert twice.exit_code == ExitCode.USAGE
+    assert "a row of this name" in twice.stderr.replace("\n", " ")
+
+
+# -- options that would do nothing ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "idle", "needs"),
+    [
+        (["prune", "--macs", "0.5", "--threads", "2"], "--threads", "--latency"),
+        (
+            ["prune", "--macs", "0.5", "--runtime", "onnxruntime"],
+            "--runtime",
+            "--latency",
+        ),  # the default, but asked for
+        (["prune", "--macs", "0.5", "--layers", "--batch", "2"], "--batch and --layers", "--throughput"),
+        (["prune", "--macs", "0.5", "--data", "models.py:mlp"], "--data", "--criterion"),
+        (["prune", "--macs", "0.5", "--criterion", "wanda", "--threads", "1"], "--threads", "--latency"),
+        (["sweep", "--threads", "2"], "--threads", "--measure"),
+        (["sweep", "--provider-option", "a.b=1"], "--provider-option", "--runtime"),
+        (["staircase", "--measurements", "9"], "--measurements", "--group"),
+        (["staircase", "--plot", "a.svg"], "--plot", "--top 3"),
+        (["staircase", "--group", "0", "--top", "3"], "--top", "no --group"),
+        (["bench", "--rewrite"], "--rewrite", "--folder"),
+        (["bench", "--times"], "--times", "--json"),
+        (["sparsify", "--threshold", "0.1", "--scope", "global"], "--scope", "--sparsity"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_without_effect_is_refused(
+    models: str, arguments: list[str], idle: str, needs: str
+) -> None:
+    command, *more = arguments
+    result = call(command, f"{models}:mlp", "-i", "1x6", *more)
+    assert result.exit_code == ExitCode.USAGE, result.output
+    said = " ".join(result.stderr.split())
+    assert f"{idle} would have no effect" in said
+    assert needs in said
+
+
+def test_without_rows_of_their_own_all_heads_keep_the_same(models: str) -> None:
+    def rows(*more: str) -> set[int]:
+        asked = ("prune", f"{models}:grouped", "-i", "1x2x4x4", "--channels", "0.5", "--out", "g", "--json")
+        assert document(call(*asked, *more))["proof"] is not None
+        (plan,) = sp.load_plans("g")
+        return {len(set(group.keep)) for group in plan.groups if isinstance(group.keep[0], tuple)}
+
+    assert rows() == {2}
+    assert rows("--no-ragged") <= {1}
+
+
+def test_a_latency_in_json_is_figures_without_the_time_of_every_round(
+    models: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STRUCTPRUNE_CACHE", str(tmp_path / "cache"))
+    asked = ("prune", f"{models}:mlp", "-i", "1x6", "--latency", "1.0", "--runtime", "torch", "--no-verify")
+    result = call(*asked, "--json")
+    latency = document(result)["latency"]
+    for name in ("dense", "pruned"):
+        assert latency[name]["rounds"] >= 40
+        assert (
+            latency[name]["interval_ms"][0] <= latency[name]["median_ms"] <= latency[name]["interval_ms"][1]
+        )
+        assert latency[name]["environment"]["torch"] == torch.__version__
+        assert "times_ms" not in latency[name]
+    assert len(result.stdout) < 20_000
 
 
 # -- exit codes ------------------------------------------------------------------------------------

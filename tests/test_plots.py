@@ -41,13 +41,25 @@ def test_the_caller_s_settings_stay() -> None:
 
 
 def test_what_cannot_be_written_is_said_before(tmp_path: Path) -> None:
-    for path in (tmp_path / "a.gif", tmp_path / "plain", tmp_path / "none" / "a.svg", "svg"):
-        with pytest.raises(sp.InputError, match=r"ends in|no folder"):
+    (tmp_path / "file").touch()
+    for path in (
+        tmp_path / "a.gif",
+        tmp_path / "plain",
+        tmp_path / "file" / "a.svg",
+        "svg",
+        "/proc/none/a.svg",
+    ):
+        with pytest.raises(sp.InputError, match=r"ends in|cannot be written"):
             require_plots(path)
     (tmp_path / "b.svg").mkdir()
     with pytest.raises(sp.InputError, match="folder"):
         require_plots(tmp_path / "b.svg")
-    assert [path.name for path in tmp_path.iterdir()] == ["b.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.svg", "file"]
+
+
+def test_the_folder_of_a_plot_is_made(tmp_path: Path) -> None:
+    figure, _ = new_plot(1)
+    assert save_plot(figure, tmp_path / "new" / "a.svg").is_file()
 
 
 def test_without_matplotlib_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,8 @@ def test_measurement_is_plain_data_in_json() -> None:
     data = json.loads(json.dumps(got.to_dict()))
     assert data["median_ms"] == 2.0
     assert data["times_ms"] == [2.0] * 6
+    assert got.to_dict(times=False) == {key: value for key, value in data.items() if key != "times_ms"}
+    assert data["rounds"] == 6
     assert data["environment"]["onnxruntime"]
 
 

@@ -268,7 +268,8 @@ def test_widths_under_which_the_code_decides_otherwise_are_left_out() -> None:
     ("group", "says"),
     [
         ("8", "stays whole"),
-        ("nothing", "matches no group"),
+        ("nothing", "group='nothing' matches no group"),
+        ("44", "close names: 4"),
         ("[02]", "several groups"),
         ("", "matches no group"),
     ],

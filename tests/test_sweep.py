@@ -185,6 +185,19 @@ def test_the_command_prints_a_row_for_each_value_and_needs_no_runtime() -> None:
     assert len(rows) == 4  # the last one is the reason
     assert "not met" in rows[2]
     assert "can be reached" in rows[3]
+    assert "cannot be met" not in done.output  # the table says so
+
+
+@pytest.mark.usefixtures("nets")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_sweep_of_which_nothing_can_be_met_is_exit_code_4(more: list[str]) -> None:
+    asked = ["sweep", "nets.py:mlp", "-i", "1x6", "--at", "0.001,0.002", *more]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 4, done.output
+    assert done.stderr.count("can be reached") == 2
+    assert "macs=0.002" in done.stderr
+    if more:
+        assert json.loads(done.stdout)["error"]["exit_code"] == 4
 
 
 @pytest.mark.usefixtures("nets")

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 import structprune as sp
+from structprune.cli.idle import require_effect
 from structprune.cli.models import build_model
 from structprune.cli.options import (
     DebugOption,
@@ -29,9 +30,11 @@ from structprune.cli.output import session
 __all__ = ["bench"]
 
 Rows = Mapping[str, sp.Measurement]
+_BASE = "original"
 
 
 def bench(
+    context: typer.Context,
     model: ModelArgument,
     inputs: InputOption,
     folders: Annotated[
@@ -51,17 +54,23 @@ def bench(
     dtype: DtypeOption = None,
     options: ProviderOption = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Least number of timed rounds.")] = 50,
+    times: Annotated[
+        bool, typer.Option("--times", help="With --json: the time of every round, beside the figures.")
+    ] = False,
     rewrite: RewriteOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure latency: median and 95 % interval, models interleaved.
+    """Measure latency: median and 95 % interval, models interleaved; one table for each runtime and batch size.
 
-    With --folder the original is timed twice: how far the second is from the first is the noise.
+    With --folder the original is timed twice: how far the second is from the first is the noise. In every table shares
+    are of MODEL, as its factory builds it, on the same runtime and batch.
     """
     sizes: list[int | None] = [*batches] if batches else [None]
     with session(as_json, debug) as out:
+        require_effect(context, bool(folders), "a --folder of a network that was rewritten", "rewrite")
+        require_effect(context, as_json, "--json", "times")
         sweep = [
             sp.Runtime(runtime, threads, batch, dtype, provider_options(options))
             for runtime in runtimes or ["onnxruntime"]
@@ -77,33 +86,43 @@ def bench(
                 tables.append(
                     sp.measure_latency(models, example, runtime=runtime, repeats=repeats, seed=seed)
                 )
-        out.show(_table(tables))
-        rows = [_document(name, row, rows) for rows in tables for name, row in rows.items()]
+        for rows in tables:
+            out.show(_setting(rows), _table(rows), "")
+        documents = [_document(name, row, rows, times) for rows in tables for name, row in rows.items()]
         environment = dict(next(iter(tables[0].values())).environment)
-        out.result({"model": model, "environment": environment, "measurements": rows})
+        out.result({"model": model, "environment": environment, "measurements": documents})
 
 
 def _models(name: str, folders: list[Path], seed: int, rewrite_for: Any) -> dict[str, nn.Module]:
     original = build_model(name, None, seed)
-    if not folders:
-        return {"original": original}
-    saved = {str(folder): build_model(name, folder, seed, rewrite_for) for folder in folders}
-    return {"original": original, "original again": original, **saved}
+    models = {_BASE: original, **({f"{_BASE} again": original} if folders else {})}
+    for folder in folders:
+        if str(folder) in models:
+            raise sp.InputError(
+                f"--folder {folder}: there is a row of this name already; write its whole path"
+            )
+        models[str(folder)] = build_model(name, folder, seed, rewrite_for)
+    return models
 
 
-def _table(tables: list[Rows]) -> Table:
+def _setting(rows: Rows) -> str:
+    """What a table's rows have in common, and what their shares are shares of."""
+    base = rows[_BASE]
+    options = tuple(base.provider_options.items())
+    on = sp.Runtime(base.runtime, base.threads, base.batch, base.dtype, options)
+    return f"{on}: share of the median of {_BASE!r}, in the same rounds"
+
+
+def _table(rows: Rows) -> Table:
     table = Table(show_edge=False, pad_edge=False)
-    for column in ("runtime", "batch", "network"):
-        table.add_column(column, no_wrap=True)
-    for column in ("median ms", "95 % interval", "to original"):
+    table.add_column("network", no_wrap=True)
+    for column in ("median ms", "95 % interval", f"share of {_BASE!r}"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("note")
-    for rows in tables:
-        for name, row in rows.items():
-            low, high = row.interval_ms
-            compared = "" if name == "original" else str(sp.ratio(row, rows["original"]))
-            cells = (row.runtime, str(row.batch), name, f"{row.median_ms:.3f}", f"{low:.3f} - {high:.3f}")
-            table.add_row(*cells, compared, _note(row))
+    for name, row in rows.items():
+        low, high = row.interval_ms
+        share = "1" if name == _BASE else str(sp.ratio(row, rows[_BASE]))
+        table.add_row(name, f"{row.median_ms:.3f}", f"{low:.3f} - {high:.3f}", share, _note(row))
     return table
 
 
@@ -114,11 +133,11 @@ def _note(row: sp.Measurement) -> str:
     return "; ".join(notes)
 
 
-def _document(name: str, row: sp.Measurement, rows: Rows) -> dict[str, Any]:
-    document: dict[str, Any] = {"network": name, **row.to_dict()}
+def _document(name: str, row: sp.Measurement, rows: Rows, times: bool) -> dict[str, Any]:
+    document: dict[str, Any] = {"network": name, **row.to_dict(times=times)}
     for already_said in ("environment", "session"):
         document.pop(already_said)
-    if name != "original":
-        compared = sp.ratio(row, rows["original"])
+    if name != _BASE:
+        compared = sp.ratio(row, rows[_BASE])
         document["to_original"] = {"value": compared.value, "low": compared.low, "high": compared.high}
     return document

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from structprune.cli.files import require_writable
 from structprune.cli.options import DebugOption, JsonOption, SeedOption
 from structprune.cli.output import session
 from structprune.demo import run
@@ -25,4 +26,5 @@ def demo(
 ) -> None:
     """Train a residual CNN on digits, prune it to half its MACs, fine-tune, export and measure it."""
     with session(as_json, debug) as out:
+        require_writable(out_folder)
         out.result(run(out_folder, seed=seed, console=out.console))

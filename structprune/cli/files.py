@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 import structprune as sp
+from structprune.destinations import require_file, require_folder
 
 __all__ = ["require_writable", "write_files"]
 
@@ -18,18 +18,12 @@ def require_writable(folder: Path | None = None, file: Path | None = None) -> No
     """Pass where a folder, and a file, can be written; asked before the work, not after it.
 
     Raises:
-        InputError: where a folder stands in the file's place or the reverse, or permission is missing.
+        InputError: where a folder stands in the file's place or the reverse, or the system refuses.
     """
-    for path, place in ((folder, folder), (file, None if file is None else file.absolute().parent)):
-        if path is None or place is None:
-            continue
-        if path is file and path.is_dir():
-            raise sp.InputError(f"{path} is a folder: name the file, as in {path / 'model.onnx'}")
-        there = next(step for step in (place.absolute(), *place.absolute().parents) if step.exists())
-        if not there.is_dir():
-            raise sp.InputError(f"{path} cannot be written: {there} is a file, not a folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise sp.InputError(f"{path} cannot be written: no permission in {there}")
+    if folder is not None:
+        require_folder(folder)
+    if file is not None:
+        require_file(file)
 
 
 def write_files(

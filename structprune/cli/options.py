@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import structprune as sp
-from structprune.importance import CRITERIA, options_of
+from structprune.importance import CRITERIA, needs_of, options_of
 
 __all__ = [
     "BatchOption",
@@ -36,6 +36,7 @@ __all__ = [
     "ParamsOption",
     "PeakMemoryOption",
     "ProviderOption",
+    "RaggedOption",
     "RewriteOption",
     "RuntimeOption",
     "ScopeOption",
@@ -44,6 +45,7 @@ __all__ = [
     "ThroughputOption",
     "draws",
     "provider_options",
+    "reads_data",
     "the_budget",
 ]
 
@@ -90,6 +92,13 @@ RewriteOption = Annotated[
     bool,
     typer.Option(
         "--rewrite", help="Make MODEL a graph first, in which widths that only its code ties are free."
+    ),
+]
+RaggedOption = Annotated[
+    bool,
+    typer.Option(
+        "--ragged/--no-ragged",
+        help="Each head, and each group of a convolution, keeps channels of its own; or all of them the same.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the random weights and inputs.")]
@@ -243,3 +252,11 @@ def the_budget(runtime: sp.Runtime | None = None, **limits: float | None) -> sp.
 def draws(criterion: str) -> bool:
     """Whether a criterion of this name draws random numbers, and so takes a seed."""
     return criterion in CRITERIA and any("seed" in names for names in options_of(CRITERIA[criterion]))
+
+
+def reads_data(criterion: str) -> bool:
+    """Whether a criterion of this name is worked out on data; True for an unknown name, which `score` refuses."""
+    if criterion not in CRITERIA:
+        return True
+    function = CRITERIA[criterion]
+    return needs_of(function) is not None or "data" in options_of(function)[0]

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from structprune.cli.exit_codes import ExitCode, exit_code
 from structprune.errors import StructpruneError
+from structprune.interrupts import interrupts_kept
 
 __all__ = ["Output", "Steps", "error_document", "session", "write_document"]
 
@@ -102,7 +103,11 @@ def session(as_json: bool, debug: bool) -> Iterator[Output]:
     """
     out = Output(as_json)
     try:
-        with _quiet_torch(debug), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        with (
+            interrupts_kept(),
+            _quiet_torch(debug),
+            contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout),
+        ):
             yield out
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise

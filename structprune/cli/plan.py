@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 import structprune as sp
-from structprune.cli.files import require_writable
 from structprune.cli.models import empty_model
 from structprune.cli.options import (
     ChannelsOption,
@@ -25,12 +24,14 @@ from structprune.cli.options import (
     OnlyOption,
     ParamsOption,
     PeakMemoryOption,
+    RaggedOption,
     ScopeOption,
     SeedOption,
     draws,
     the_budget,
 )
 from structprune.cli.output import session
+from structprune.destinations import require_file
 
 __all__ = ["plan"]
 
@@ -53,6 +54,7 @@ def plan(
     criterion: CriterionOption = "l2",
     scope: ScopeOption = None,
     multiple_of: MultipleOption = None,
+    ragged: RaggedOption = True,
     keep: KeepOption = None,
     only: OnlyOption = None,
     seed: SeedOption = 0,
@@ -65,7 +67,7 @@ def plan(
     proven here, since nothing is computed.
     """
     with session(as_json, debug) as out:
-        require_writable(file=path)
+        require_file(path, "plan.json")
         with out.steps(4) as step:
             budget = the_budget(
                 channels=channels, params=params, macs=macs, peak_memory=peak_memory, file_size=file_size
@@ -88,7 +90,9 @@ def plan(
                 keep=keep or (),
                 only=only or (),
                 criterion=criterion,
+                ragged=ragged,
             )
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.new")
         aside.write_text(chosen.to_json(), encoding="utf-8", newline="\n")
         os.replace(aside, path)

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 
 import structprune as sp
 from structprune.cli.files import require_writable, write_files
+from structprune.cli.idle import require_effect
 from structprune.cli.models import build_data, build_loss, build_model
 from structprune.cli.options import (
     BatchOption,
@@ -38,6 +39,7 @@ from structprune.cli.options import (
     ParamsOption,
     PeakMemoryOption,
     ProviderOption,
+    RaggedOption,
     RewriteOption,
     RuntimeOption,
     ScopeOption,
@@ -46,6 +48,7 @@ from structprune.cli.options import (
     ThroughputOption,
     draws,
     provider_options,
+    reads_data,
     the_budget,
 )
 from structprune.cli.output import session
@@ -53,8 +56,13 @@ from structprune.report import NetworkSize, comparison_document, comparison_tabl
 
 __all__ = ["prune"]
 
+_TIMED = "a latency to reach: --latency, --latency-ms or --throughput"
+_OF_A_LATENCY = ("runtime", "threads", "batch", "dtype", "options", "layers")
+_ON_DATA = "a --criterion that is worked out on data, such as taylor"
+
 
 def prune(
+    context: typer.Context,
     model: ModelArgument,
     inputs: InputOption,
     macs: MacsOption = None,
@@ -76,6 +84,7 @@ def prune(
     calibration: CalibrationOption = None,
     scope: ScopeOption = None,
     multiple_of: MultipleOption = None,
+    ragged: RaggedOption = True,
     keep: KeepOption = None,
     only: OnlyOption = None,
     engine: EngineOption = "structprune",
@@ -114,6 +123,8 @@ def prune(
                 peak_memory=peak_memory,
                 file_size=file_size,
             )
+            require_effect(context, budget.timed, _TIMED, *_OF_A_LATENCY)
+            require_effect(context, reads_data(criterion), _ON_DATA, "data", "loss")
             step("building the model")
             batches, for_refit = build_data(data), build_data(calibration, "--calibration")
             original = build_model(model, None, seed)
@@ -131,6 +142,7 @@ def prune(
                 calibration=for_refit,
                 scope=scope,
                 multiple_of=multiple_of,
+                ragged=ragged,
                 keep=keep or (),
                 only=only or (),
                 seed=seed if draws(criterion) else None,
@@ -156,11 +168,11 @@ def prune(
 
 
 def latency_document(latency: sp.LatencyReport) -> dict[str, Any]:
-    """The evidence of a latency budget as plain data."""
+    """The evidence of a latency budget as plain data, without the time of every round."""
     turns = [{"forecast": turn.forecast, "measured": asdict(turn.measured)} for turn in latency.turns]
     return {
-        "dense": latency.dense.to_dict(),
-        "pruned": latency.pruned.to_dict(),
+        "dense": latency.dense.to_dict(times=False),
+        "pruned": latency.pruned.to_dict(times=False),
         "ratio": asdict(latency.ratio),
         "turns": turns,
         "forecast_error": latency.forecast_error,

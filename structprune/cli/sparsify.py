@@ -9,6 +9,7 @@ import typer
 
 import structprune as sp
 from structprune.cli.files import require_writable, write_files
+from structprune.cli.idle import require_effect
 from structprune.cli.models import build_model
 from structprune.cli.options import (
     DebugOption,
@@ -26,6 +27,7 @@ __all__ = ["sparsify"]
 
 
 def sparsify(
+    context: typer.Context,
     model: ModelArgument,
     inputs: InputOption,
     sparsity: Annotated[
@@ -59,6 +61,7 @@ def sparsify(
     """
     with session(as_json, debug) as out:
         require_writable(out_folder, onnx)
+        require_effect(context, sparsity is not None, "a --sparsity, which is shared out", "scope")
         with out.steps(4) as step:
             step("building the model")
             dense = build_model(model, folder, seed)

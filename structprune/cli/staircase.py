@@ -11,6 +11,7 @@ from rich.text import Text
 from torch import nn
 
 import structprune as sp
+from structprune.cli.idle import require_effect
 from structprune.cli.models import build_model
 from structprune.cli.options import (
     BatchOption,
@@ -35,6 +36,7 @@ __all__ = ["staircase"]
 
 
 def staircase(
+    context: typer.Context,
     model: ModelArgument,
     inputs: InputOption,
     groups: Annotated[
@@ -71,10 +73,13 @@ def staircase(
     Latency is that of the kernels whose sizes follow the group's width, from the runtime's own profiler.
     """
     with session(as_json, debug) as out:
+        require_effect(context, not groups, "no --group: it measures the busiest ones", "top")
+        measured = bool(groups or top)
+        require_effect(
+            context, measured, "a group: name a --group, or ask for --top 3", "measurements", "plot"
+        )
         if plot is not None:
             require_plots(plot)
-            if not groups and not top:
-                raise sp.InputError("--plot needs a staircase to draw: name a --group, or ask for --top 3")
         on = sp.Runtime(runtime, threads, batch, dtype, provider_options(options))
         with out.steps(1 + len(groups or ()) + (top + 1) * (not groups)) as step:
             step("building the model")

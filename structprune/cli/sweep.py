@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import structprune as sp
+from structprune.cli.idle import require_effect
 from structprune.cli.models import build_model
 from structprune.cli.options import (
     BatchOption,
@@ -22,6 +23,7 @@ from structprune.cli.options import (
     MultipleOption,
     OnlyOption,
     ProviderOption,
+    RaggedOption,
     RewriteOption,
     ScopeOption,
     SeedOption,
@@ -34,8 +36,11 @@ from structprune.report.sweep import plot_sweep, sweep_table
 
 __all__ = ["sweep"]
 
+_TIMED = "a latency to forecast: --quantity latency, --runtime or --measure"
+
 
 def sweep(
+    context: typer.Context,
     model: ModelArgument,
     inputs: InputOption,
     quantities: Annotated[
@@ -67,6 +72,7 @@ def sweep(
     criterion: CriterionOption = "l2",
     scope: ScopeOption = None,
     multiple_of: MultipleOption = None,
+    ragged: RaggedOption = True,
     keep: KeepOption = None,
     only: OnlyOption = None,
     engine: EngineOption = "structprune",
@@ -84,7 +90,7 @@ def sweep(
     """Choose widths for many budgets in one go, and print what each keeps and costs.
 
     The model is traced, scored and profiled once; nothing is proven or written. `structprune prune` does that for the
-    budget that is chosen.
+    budget that is chosen. Budgets that cannot be met are listed with the reason; where none can, that is an error.
     """
     with session(as_json, debug) as out:
         if plot is not None:
@@ -92,6 +98,8 @@ def sweep(
         with out.steps(2) as step:
             on = sp.Runtime(runtime or "onnxruntime", threads, batch, dtype, provider_options(options))
             budgets = [_budget(name, value, on) for name in quantities or ["macs"] for value in _values(at)]
+            used = measure or runtime is not None or any(budget.timed for budget in budgets)
+            require_effect(context, used, _TIMED, "threads", "batch", "dtype", "options")
             step("building the model")
             example = sp.parse_inputs(inputs, seed)
             built = build_model(model, None, seed, example if rewrite else None)
@@ -105,13 +113,16 @@ def sweep(
                 measure=measure,
                 scope=scope,
                 multiple_of=multiple_of,
+                ragged=ragged,
                 keep=keep or (),
                 only=only or (),
                 seed=seed if criterion == "random" else None,
                 engine=engine,
                 progress=step.part,
             )
-        missed = [f"{point.budget}: {point.unreachable}" for point in points if point.plan is None]
+        missed = [_reason(point) for point in points if point.plan is None]
+        if len(missed) == len(points):
+            raise sp.BudgetError("\n".join(["no budget of the sweep can be met", *missed]))
         files = {} if plot is None else {"plot": str(plot_sweep(points, plot))}
         out.show(sweep_table(points), *missed, *(f"wrote {file}" for file in files.values()))
         out.result(_document(model, points, files))
@@ -130,6 +141,11 @@ def _budget(quantity: str, value: float, runtime: sp.Runtime) -> sp.Budget:
         raise sp.InputError(f"--quantity {quantity!r}: expected one of {', '.join(sp.QUANTITIES)}")
     limits: dict[str, Any] = {name: value}
     return sp.Budget(**limits, runtime=runtime)
+
+
+def _reason(point: sp.SweepPoint) -> str:
+    """Which budget is not met, and what can be reached."""
+    return f"{point.budget}: {point.unreachable.removeprefix(f'{point.budget} cannot be met: ')}"
 
 
 def _document(model: str, points: tuple[sp.SweepPoint, ...], files: dict[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from structprune.destinations import require_file
 from structprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def require_plots(path: str | os.PathLike[str] | None = None) -> None:
     """Pass where plots can be drawn, and written to `path`; asked before the measuring, not after it.
 
     Raises:
-        InputError: without matplotlib, for another ending than .pdf, .png or .svg, or a folder that is not there.
+        InputError: without matplotlib, for another ending than .pdf, .png or .svg, or a path that cannot be written.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("plots need matplotlib, which is not installed: pip install structprune[plot]")
@@ -35,10 +36,7 @@ def require_plots(path: str | os.PathLike[str] | None = None) -> None:
     file = Path(path)
     if file.suffix.lower() not in PLOT_SUFFIXES:
         raise InputError(f"a plot's file ends in {', '.join(PLOT_SUFFIXES)}, got {str(path)!r}")
-    if not file.absolute().parent.is_dir():
-        raise InputError(f"{path} cannot be written: there is no folder {file.absolute().parent}")
-    if file.is_dir() or not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise InputError(f"{path} cannot be written: it is a folder, or there is no permission")
+    require_file(file, f"plot{file.suffix}")
 
 
 def new_plot(panels: int = 1, columns: int = 2) -> tuple[Figure, list[Axes]]:
@@ -63,6 +61,8 @@ def new_plot(panels: int = 1, columns: int = 2) -> tuple[Figure, list[Axes]]:
 def save_plot(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """The path of the figure's file, whose ending names the format; the same figure gives the same bytes.
 
+    The folder of the file is made.
+
     Raises:
         InputError: for a path that cannot be written.
     """
@@ -70,6 +70,7 @@ def save_plot(figure: Figure, path: str | os.PathLike[str]) -> Path:
     import matplotlib
 
     file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
     dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     aside = file.with_name(f".{file.stem}.part{file.suffix}")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "structprune"}):

@@ -11,6 +11,7 @@ from torch import nn
 from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import batch_size, map_tensors, normalize_inputs, repeat_batch
+from structprune.interrupts import interrupts_kept
 from structprune.outputs import output_tensors
 from structprune.plan import REMAINING
 from structprune.replica import replica
@@ -55,7 +56,8 @@ def rewrite(model: nn.Module, example_inputs: Any) -> nn.Module:
     reasons = []
     for capture in (symbolic, exported):
         try:
-            made = _finished(capture, copied, inputs)
+            with interrupts_kept():
+                made = _finished(capture, copied, inputs)
             reason = judge.objection(made, strict=capture is symbolic)
         except Exception as error:  # noqa: BLE001 - the boundary around the user's forward under two tracers
             reason = f"{type(error).__name__}: {_first_line(error)}"

@@ -19,6 +19,7 @@ from torch import nn
 
 from structprune.errors import InputError
 from structprune.inputs import map_tensors
+from structprune.interrupts import interrupts_kept
 from structprune.runtime_settings import Runtime
 from structprune.runtimes.eager import device_of, on_cuda, timed_call
 from structprune.runtimes.flags import inference_mode, subnormals_as_zero, torch_threads
@@ -115,6 +116,7 @@ def _compile(call: Callable[[], Any], runtime: Runtime) -> int:
     )  # before torch 2.7
     try:
         with (
+            interrupts_kept(),
             dynamo.patch({"suppress_errors": False, limit: _MOST_FORMS}),
             inductor.patch({"cpp.threads": runtime.threads}),
         ):

@@ -58,15 +58,18 @@ class Measurement:
         """Whether the figure should not be trusted: few rounds, or a spread above a tenth of the median."""
         return len(self.times_ms) < _FEW_ROUNDS or self.iqr_ms > _UNSTABLE_SPREAD * self.median_ms
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields and figures as plain data, for JSON."""
+    def to_dict(self, *, times: bool = True) -> dict[str, Any]:
+        """All fields and figures as plain data, for JSON; without the time of every round where `times` is False."""
         figures = {
+            "rounds": len(self.times_ms),
             "median_ms": self.median_ms,
             "interval_ms": list(self.interval_ms),
             "iqr_ms": self.iqr_ms,
             "unstable": self.unstable,
         }
-        return {**figures, **asdict(self), "times_ms": [round(t, 6) for t in self.times_ms]}
+        plain = {**figures, **asdict(self)}
+        plain.pop("times_ms")
+        return {**plain, "times_ms": [round(t, 6) for t in self.times_ms]} if times else plain
 
     def __str__(self) -> str:
         low, high = self.interval_ms

@@ -26,6 +26,7 @@ from torch.nn.utils import parametrize
 
 from structprune.errors import ExportError
 from structprune.inputs import batch_size, map_tensors, named_tensors, tensors_in
+from structprune.interrupts import interrupts_kept
 from structprune.runtimes.flags import inference_mode
 from structprune.subnormals import without_subnormals
 
@@ -79,7 +80,7 @@ def convert(
     batch = batch_size(inputs)
     dims = tuple({0: "batch"} if t.ndim and t.shape[0] == batch else None for t in inputs)
     input_names = _input_names(model, args, kwargs)
-    with inference_mode(model), inference_mode(wrapper), _quiet():
+    with interrupts_kept(), inference_mode(model), inference_mode(wrapper), _quiet():
         try:
             returned = wrapper.call(*args, **kwargs)
         except Exception as error:

@@ -28,21 +28,21 @@ def kept_groups(groups: Sequence[GroupLike], keep: str | Iterable[str]) -> set[i
     return {position for pattern in _patterns("keep", keep) for position in _matches("keep", pattern, groups)}
 
 
-def only_groups(groups: Sequence[GroupLike], only: str | Iterable[str]) -> set[int]:
-    """Positions of the groups that may be cut: all primary ones where `only` is empty.
+def only_groups(groups: Sequence[GroupLike], only: str | Iterable[str], argument: str = "only") -> set[int]:
+    """Positions of the groups that may be cut: all primary ones where `only` is empty; errors speak of `argument`.
 
     A pattern means the groups named so, and those that a module named so *produces* (its inputs belong to the
     layer before it). It reaches a non-primary group only where it matches no primary one, so "*" stays with
     the defaults and the group's own name asks for it. A kind reaches every free group of it; where two of
     these are factors of one dimension, one is cut. Raises InputError where a pattern matches nothing.
     """
-    patterns = _patterns("only", only)
+    patterns = _patterns(argument, only)
     if not patterns:
         return {position for position, group in enumerate(groups) if group.primary}
     chosen: set[int] = set()
     for pattern in patterns:
         named = _named(pattern, groups, produced=True)
-        matched = named or _matches("only", pattern, groups, produced=True)
+        matched = named or _matches(argument, pattern, groups, produced=True)
         exact = {position for position in matched if groups[position].name == pattern}
         primary = {position for position in matched if groups[position].primary}
         chosen |= exact | (primary or matched) if named else _one_of_each(matched, groups)

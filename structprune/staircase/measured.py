@@ -222,7 +222,7 @@ def _spread(visits: Sequence[Sequence[float]]) -> float:
 
 def _chosen(graph: DependencyGraph, name: str) -> ChannelGroup:
     """The one group of that name, or that the layer of that name produces."""
-    named = [graph.groups[position] for position in sorted(only_groups(graph.groups, name))]
+    named = [graph.groups[position] for position in sorted(only_groups(graph.groups, name, "group"))]
     free = [group for group in named if group.frozen is None]
     if not free:
         frozen = named[0].frozen
