@@ -33,8 +33,9 @@ _OTHER_MODEL = "the plan was made for another model: trace and select for this o
 def apply_plan(model: nn.Module, plan: PruningPlan, inplace: bool = False) -> nn.Module:
     """The pruned network: a new module of the same class, or the given one with `inplace=True`.
 
-    In place, the cut parameters are new Parameter objects: make the optimizer anew, since the old one holds
-    the old ones. Raises PlanError, with nothing changed, where the plan does not fit the model.
+    In place, the cut parameters are new Parameter objects. An optimizer holds the old ones until
+    `structprune.train.cut_optimizer` puts these in their place; or make a new one. Raises PlanError, with nothing
+    changed, where the plan does not fit the model.
     """
     tensors = named_tensors(model)
     check_plan(model, plan, tensors)

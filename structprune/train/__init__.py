@@ -6,11 +6,13 @@ from structprune.train.checkpoints import TrainingCheckpoint, load_checkpoint, s
 from structprune.train.evaluation import evaluate
 from structprune.train.hooks import Hook, Run
 from structprune.train.loop import finetune
+from structprune.train.optimizer_state import cut_optimizer
 
 __all__ = [
     "Hook",
     "Run",
     "TrainingCheckpoint",
+    "cut_optimizer",
     "evaluate",
     "finetune",
     "load_checkpoint",
