@@ -67,37 +67,36 @@ def _figures(rows: Sequence[Row]) -> dict[str, Any]:
             found[f"importance, {name}"] = _compared(both, "ours", "importance", name)
         steps = range(len(first["theirs"]["accuracy"]))
         found["accuracy"] = [_compared(both, "ours", "accuracy", step) for step in steps]
+        found["refitted"] = [_compared(both, "ours", "refitted", step, against="accuracy") for step in steps]
     if macs:
         found["latency at equal MACs"] = _compared(macs, "equal_macs", "latency", "ratio")
         found["MACs at equal MACs"] = _compared(macs, "equal_macs", "macs")
     return found
 
 
-def _compared(rows: Sequence[Row], role: str, *path: str | int) -> dict[str, Any]:
-    """The figure that the path leads to, of structprune's network in a role against torch-pruning's."""
-    ours, theirs = ([reduce(getitem, path, row[one]) for row in rows] for one in (role, "theirs"))
-    return paired(ours, theirs)
+def _compared(rows: Sequence[Row], role: str, *path: str | int, against: str | None = None) -> dict[str, Any]:
+    """The figure that the path leads to, of structprune's network in a role against torch-pruning's, whose own may
+    have another name.
+    """
+    their_path = path if against is None else (against, *path[1:])
+    ours = [reduce(getitem, path, row[role]) for row in rows]
+    return paired(ours, [reduce(getitem, their_path, row["theirs"]) for row in rows])
 
 
 def tables(figures: Sequence[dict[str, Any]]) -> list[Table]:
-    """One table at equal latency, one at equal MACs."""
-    equal = _table(
-        "At equal measured latency: structprune / torch-pruning (mean over seeds ± standard deviation)",
-        (
-            "latency",
-            "MACs",
-            "importance",
-            "accuracy cut %",
-            "accuracy tuned %",
-            "difference [95 %]",
-            "seeds +/-",
-        ),
+    """One table of sizes and two of accuracy at equal latency, one at equal MACs."""
+    equal = [one for one in figures if "accuracy" in one]
+    sizes = _table(
+        "At equal measured latency: structprune / torch-pruning (means over seeds)",
+        ("latency", "MACs", "importance kept", "difference [95 %]", "seeds +/-"),
     )
-    for one in (one for one in figures if "accuracy" in one):
-        tuned = one["accuracy"][-1]
-        cells = [_both(one["latency"]), _both(one["macs"]), _both(one["importance, channels"])]
-        cells += [_both(one["accuracy"][0], 100.0), _both(tuned, 100.0, spread=True)]
-        equal.add_row(*_name(one), *cells, *_difference(tuned, 100.0))
+    for one in equal:
+        importance = one["importance, harmonic"]
+        cells = [_both(one["latency"]), _both(one["macs"]), _both(importance)]
+        sizes.add_row(*_name(one), *cells, *_difference(importance))
+    made = [sizes]
+    if equal:
+        made += [_accuracies(title, equal, name) for name, title in _WAYS]
     macs = _table(
         "At equal MACs: structprune / torch-pruning", ("MACs", "latency", "difference [95 %]", "seeds +/-")
     )
@@ -105,17 +104,39 @@ def tables(figures: Sequence[dict[str, Any]]) -> list[Table]:
         latency = one["latency at equal MACs"]
         cells = [_both(one["MACs at equal MACs"]), _both(latency, spread=True)]
         macs.add_row(*_name(one), *cells, *_difference(latency))
-    return [equal, macs]
+    return [*made, macs]
+
+
+_WAYS = (
+    ("accuracy", "Accuracy in % at equal latency, the widths alone: structprune / torch-pruning"),
+    ("refitted", "Accuracy in % at equal latency, with calibration=: structprune / torch-pruning"),
+)
+
+
+def _accuracies(title: str, equal: Sequence[dict[str, Any]], name: str) -> Table:
+    """After the cut, then for each epoch of fine-tuning both means, the difference and the seeds."""
+    epochs = range(1, len(equal[0][name]))
+    columns = [
+        column for n in epochs for column in (f"epoch {n}", f"difference {n} [95 %]", f"seeds {n} +/-")
+    ]
+    made = _table(title, ("cut", *columns))
+    for one in equal:
+        cells = [_both(one[name][0], 100.0)]
+        for epoch in epochs:
+            cells += [_both(one[name][epoch], 100.0), *_difference(one[name][epoch], 100.0)]
+        made.add_row(*_name(one), *cells)
+    return made
 
 
 def sentences(figures: Sequence[dict[str, Any]]) -> list[str]:
     """How many of the comparisons came out which way."""
-    accuracy = [one["accuracy"][-1] for one in figures if "accuracy" in one]
-    told = [
-        _told("importance kept at equal latency", [one.get("importance, channels") for one in figures]),
-        _told("accuracy after fine-tuning at equal latency", accuracy),
-        _told("latency at equal MACs", [one.get("latency at equal MACs") for one in figures]),
-    ]
+    equal = [one for one in figures if "accuracy" in one]
+    told = [_told("importance kept at equal latency", [one["importance, harmonic"] for one in equal])]
+    for name, way in (("accuracy", "the widths alone"), ("refitted", "with calibration=")):
+        for epoch in range(1, len(equal[0][name]) if equal else 1):
+            title = f"accuracy at equal latency after {epoch} epoch{'s' * (epoch > 1)} of fine-tuning, {way}"
+            told.append(_told(title, [one[name][epoch] for one in equal]))
+    told.append(_told("latency at equal MACs", [one.get("latency at equal MACs") for one in figures]))
     missing = sum(one["not_reached"] for one in figures)
     return [*told, *([f"{missing} latencies of torch-pruning's were out of reach."] if missing else [])]
 

@@ -1,10 +1,9 @@
 """One trained network, cut by torch-pruning and by structprune to the same latency and to the same MACs.
 
 Each of torch-pruning's cuts is the nearest that it has to the share that is asked for, and is measured beside the dense
-network. structprune's own are then chosen by the forecast, for the share that was *measured* and a little less, at
-aligned widths and at finer ones. Of those that were measured to take at most as long, the one counts that keeps the
-most importance: whatever torch-pruning's rounding leaves it with, ours has no more latency. The cut at equal MACs is
-structprune's choice by latency, at the least latency at which it has as many MACs as torch-pruning's or more.
+network. structprune's own is what `prune` makes of a budget of the share that was *measured*: whatever torch-pruning's
+rounding leaves it with, ours is given as much. All are measured once more, by turns in one call. The cut at equal MACs
+is structprune's choice by latency, at the least latency at which it has as many MACs as torch-pruning's or more.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from structprune.latency import ratio
 __all__ = ["Candidate", "Pair", "Workbench"]
 
 _HALVINGS = 9
-_AIMS = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the share that was measured: a forecast may be off
-_FINER = (1, 2)
+_BELOW = 0.995  # of the share that was measured: what is measured again differs by as much
 
 
 @dataclass
@@ -38,6 +36,7 @@ class Candidate:
     importance: dict[str, float]  #: kept shares, by how they are added up
     latency: dict[str, Any] = field(default_factory=dict)
     accuracy: list[float] = field(default_factory=list)  #: after the cut, then after each epoch
+    refitted: list[float] = field(default_factory=list)  #: the same, where `refit` came before the epochs
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,9 @@ class Workbench:
         theirs = [(mode, share, self._theirs(mode, share)) for share in shares for mode in modes]
         self._measure()
         distinct = {id(candidate): candidate for _, _, candidate in theirs}
-        ours = {place: (self._chosen(one), self._equal_macs(one)) for place, one in distinct.items()}
+        ours = {place: (self._reached(one), self._equal_macs(one)) for place, one in distinct.items()}
         self._measure()
-        best = {place: self._best(one, ours[place][0]) for place, one in distinct.items()}
-        return [
-            Pair(mode.name, share, candidate, best[id(candidate)], ours[id(candidate)][1])
-            for mode, share, candidate in theirs
-        ]
+        return [Pair(mode.name, share, candidate, *ours[id(candidate)]) for mode, share, candidate in theirs]
 
     def _theirs(self, mode: Mode, share: float) -> Candidate:
         at = partial(cut, self.model, ((self.x[:1],), {}), mode)
@@ -86,22 +81,23 @@ class Workbench:
 
         return self._candidate(plan_of(self.graph, nearest(at, forecast, wanted).history))
 
-    def _chosen(self, theirs: Candidate) -> list[Candidate]:
-        """Choices by the forecast for what theirs takes, and for a little less."""
-        plans = (self._select(theirs.latency["ratio"] * aim, finer) for aim in _AIMS for finer in _FINER)
-        return [self._candidate(plan) for plan in plans if plan is not None]
+    def _reached(self, theirs: Candidate) -> Candidate | None:
+        """What `prune` makes of the latency that theirs takes; None where that is out of reach."""
+        share = min(theirs.latency["ratio"] * _BELOW, 1.0)
+        try:
+            found = sp.prune(
+                self.model, self.x, sp.Budget(latency=share, runtime=self.runtime), "l2", verify=False
+            )
+        except sp.BudgetError:
+            return None
+        return self._candidate(found.plan)
 
-    def _best(self, theirs: Candidate, chosen: Sequence[Candidate]) -> Candidate | None:
-        """Of the choices that were measured to take at most as long, the one that keeps the most importance."""
-        met = [one for one in chosen if one.latency["ratio"] <= theirs.latency["ratio"]]
-        return max(met, key=lambda one: one.importance["harmonic"], default=None)
-
-    def _select(self, share: float, finer: int = 1) -> sp.PruningPlan | None:
+    def _select(self, share: float) -> sp.PruningPlan | None:
         """The plan for a share of the forecast latency; None where no widths are so fast."""
         share = min(share, 1.0)
         budget = sp.Budget(latency=share, runtime=self.runtime)
         try:
-            return sp.select(self.graph, self.scores, budget, prices=self.forecast.prices(share, finer=finer))
+            return sp.select(self.graph, self.scores, budget, prices=self.forecast.prices(share))
         except sp.BudgetError:
             return None
 
@@ -132,7 +128,7 @@ class Workbench:
 
     def _kept(self, plan: sp.PruningPlan) -> dict[str, float]:
         """Kept importance: of all channels, each group's scores over their mean; and as the mean over groups that
-        `select` looks for, harmonic and weighted by MACs.
+        `select` looks for, harmonic and weighted by MACs. (Networks chosen for the first are the less accurate ones.)
         """
         keep = {group.name: np.array(group.keep, dtype=np.int64) for group in plan.groups}
         governed = self.graph.governed("macs")

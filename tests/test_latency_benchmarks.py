@@ -220,11 +220,15 @@ def test_the_accuracy_benchmark_pairs_networks_of_one_latency(
             ours["latency"]["ratio"] <= theirs["latency"]["ratio"]
         )  # the clock of this runtime has no noise
         assert alike["macs"] >= theirs["macs"]
-        assert len(ours["accuracy"]) == len(theirs["accuracy"]) == 2
+        assert len(ours["accuracy"]) == len(ours["refitted"]) == len(theirs["accuracy"]) == 2
         assert all(0 < share <= 1 for share in ours["importance"].values())
     figures = document["figures"]
     assert len(figures) == len(MODES)
     assert all(one["seeds"] == one["latency"]["seeds"] == 1 for one in figures)
+    assert latency_accuracy.main([*options, "--train-threads", "1", "--out", str(out)]) == 0  # all is there
+    assert json.loads(out.read_text()) == document
+    with pytest.raises(SystemExit, match="other options"):
+        latency_accuracy.main([*options, "--batch", "3", "--train-threads", "1", "--out", str(out)])
     said = capsys.readouterr().out
     assert "At equal measured latency" in said
     assert "of 4 comparisons" in said
@@ -242,13 +246,15 @@ def test_differences_are_paired_within_seeds() -> None:
 
 
 def test_what_is_out_of_reach_is_counted() -> None:
-    cut = {"latency": {"ratio": 0.1}, "macs": 0.1, "importance": {"channels": 0.2}, "accuracy": [0.1, 0.9]}
+    cut = {"latency": {"ratio": 0.1}, "macs": 0.1, "importance": {"harmonic": 0.2}}
+    cut |= {"accuracy": [0.1, 0.9], "refitted": [0.8, 0.95]}
     rows = [
         {"network": "n", "share": 0.1, "mode": "m", "theirs": cut, "ours": ours, "equal_macs": None}
         for ours in (None, cut)
     ]
     (found,) = statistics(rows)
     assert (found["seeds"], found["not_reached"], found["accuracy"][-1]["seeds"]) == (2, 1, 1)
+    assert found["refitted"][0]["difference"] == pytest.approx(0.7)  # against torch-pruning's, not refitted
     assert "latency at equal MACs" not in found
-    assert [made.row_count for made in tables([found])] == [1, 0]
+    assert [made.row_count for made in tables([found])] == [1, 1, 1, 0]
     assert sentences([found])[-1].startswith("1 latencies")
