@@ -68,9 +68,10 @@ class Workbench:
         theirs = [(mode, share, self._theirs(mode, share)) for share in shares for mode in modes]
         self._measure()
         distinct = {id(candidate): candidate for _, _, candidate in theirs}
-        ours = {place: (self._reached(one), self._equal_macs(one)) for place, one in distinct.items()}
+        ours = {place: self._reached(one) for place, one in distinct.items()}
+        alike = {place: self._equal_macs(one) for place, one in distinct.items()}
         self._measure()
-        return [Pair(mode.name, share, candidate, *ours[id(candidate)]) for mode, share, candidate in theirs]
+        return [Pair(mode.name, share, one, ours[id(one)], alike[id(one)]) for mode, share, one in theirs]
 
     def _theirs(self, mode: Mode, share: float) -> Candidate:
         at = partial(cut, self.model, ((self.x[:1],), {}), mode)
