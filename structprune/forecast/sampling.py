@@ -26,6 +26,7 @@ from structprune.selection.units import reachable
 __all__ = ["Profiler", "draw", "has_profiler", "profile_once", "profiler"]
 
 _NARROWEST = 0.2
+_COARSE = 4  # times the alignment: groups up to this size have at most two other widths
 _DRAWS = 30
 _TRIES = 3
 _STEADY = 0.05  # a profile is taken again beside which the other network's time changed by more
@@ -66,11 +67,12 @@ def _drawn(graph: DependencyGraph, free: frozenset[int], alignment: int, generat
 
 
 def _widths(size: int, alignment: int) -> list[int]:
+    """Odd multiples of the alignment; and where there are few, the whole, which a selection leaves as often."""
     alignment = reachable(alignment, size)
     least = max(alignment, int(_NARROWEST * size))
     fitting = [width for width in range(alignment, size, alignment) if width >= least]
     odd = [width for width in fitting if (width // alignment) % 2]
-    return odd or fitting or [size]
+    return [*(odd or fitting), size] if size <= _COARSE * alignment else odd or fitting
 
 
 def has_profiler(runtime: Runtime) -> bool:
