@@ -19,6 +19,8 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
         raise InputError(
             "no parameter of the model requires a gradient; set requires_grad on what is to be trained"
         )
+    if callable(options.optimizer):
+        return options.optimizer(model)
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": options.weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
@@ -30,6 +32,8 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
 
 def build_schedule(optimizer: Optimizer, options: TrainOptions, steps: int) -> LRScheduler:
     """The learning rate over `steps` optimiser steps; `lr` is the highest value it takes."""
+    if callable(options.schedule):
+        return options.schedule(optimizer, steps)
     if options.schedule == "cosine":
         return CosineAnnealingLR(optimizer, steps)
     if options.schedule == "onecycle":

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from structprune.errors import InputError
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "TrainOptions"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "MakeOptimizer", "MakeSchedule", "TrainOptions"]
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "onecycle", "constant")
 
+MakeOptimizer: TypeAlias = "Callable[[nn.Module], Optimizer]"
+MakeSchedule: TypeAlias = "Callable[[Optimizer, int], LRScheduler]"
+
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a network is trained; a value out of range raises `InputError`."""
+    """How a network is trained; a value out of range raises `InputError`.
+
+    `optimizer` may be a function that makes one for a model, and `schedule` one that makes it for an optimiser and
+    the number of its steps.
+    """
 
     epochs: int
     lr: float
     batch_size: int = 64
-    optimizer: str = "sgd"
+    optimizer: str | MakeOptimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: str = "cosine"
+    schedule: str | MakeSchedule = "cosine"
     label_smoothing: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
+        if not callable(self.optimizer) and self.optimizer not in OPTIMIZERS:
             raise InputError(
                 f"optimizer={self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}"
             )
-        if self.schedule not in SCHEDULES:
+        if not callable(self.schedule) and self.schedule not in SCHEDULES:
             raise InputError(f"schedule={self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
         _need(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _need(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")

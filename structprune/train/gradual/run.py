@@ -1,0 +1,244 @@
+"""A gradual run: cut, train, measure, and again, with all that it has come to as plain state between two steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from structprune.archive import read_archive, write_archive
+from structprune.errors import InputError, StorageError
+from structprune.history import History, fill, model_state
+from structprune.plan import PruningPlan
+from structprune.replica import replica
+from structprune.tensors import fingerprint
+from structprune.train.evaluation import evaluate
+from structprune.train.gradual.cuts import Cuts
+from structprune.train.gradual.rounds import Rounds
+from structprune.train.hooks import Metrics
+from structprune.train.optimizer_state import cut_optimizer
+
+__all__ = ["Floor", "GradualResult", "GradualRun", "GradualStep"]
+
+Metric = Callable[[nn.Module, Dataset[Any]], float]
+
+
+@dataclass(frozen=True)
+class GradualStep:
+    """One step: what it asked for and what remains, by quantity, and the metric right after the cut and after the
+    training (None where nothing is measured). `met` says whether the floor held; `history` has each epoch's metrics.
+    """
+
+    number: int
+    asked: Mapping[str, float]
+    remaining: Mapping[str, float]
+    metric_cut: float | None
+    metric: float | None
+    met: bool
+    history: tuple[Metrics, ...]
+
+    def __str__(self) -> str:
+        asked = ", ".join(f"{name} {value:.4g}" for name, value in self.asked.items())
+        text = f"step {self.number}: {asked}"
+        if self.metric is not None and self.metric_cut is not None:
+            text += f"; {self.metric_cut:.4f} after the cut, {self.metric:.4f} after training"
+        return text if self.met else f"{text}, below the floor"
+
+
+@dataclass(frozen=True)
+class GradualResult:
+    """The last network that met the floor (the last one where there is none), and how it came about.
+
+    `plans` are those that made `model`, in order, for `structprune.save`; `reached` says whether all steps were done
+    and met the floor. `steps` has a last one that did not. `metric_before` is that of the network given.
+    """
+
+    model: nn.Module
+    plans: tuple[PruningPlan, ...]
+    steps: tuple[GradualStep, ...]
+    reached: bool
+    metric_before: float | None = None
+    floor: float | None = None
+
+    def __str__(self) -> str:
+        lines = [] if self.metric_before is None else [f"before: {self.metric_before:.4f}"]
+        lines += map(str, self.steps)
+        if not self.reached:
+            kept = [step for step in self.steps if step.met]
+            what = f"the network of step {kept[-1].number}" if kept else "the network as it was given, uncut"
+            lines.append(f"stopped at the floor of {self.floor:.4f}: this is {what}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What is measured after each step, and the least that it may be: `least`, and at most `drop` below the network
+    given.
+    """
+
+    data: Dataset[Any] | None = None
+    metric: Metric | None = None
+    least: float | None = None
+    drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.data is None and (self.least, self.drop, self.metric) != (None, None, None):
+            raise InputError("floor=, max_drop= and metric= need validation=, the data to measure on")
+        if self.drop is not None and self.drop < 0:
+            raise InputError(f"max_drop={self.drop!r}: must be 0 or more")
+
+    def measure(self, model: nn.Module) -> float | None:
+        """The metric, or None where there is no data for it."""
+        if self.data is None:
+            return None
+        with torch.random.fork_rng():  # a DataLoader draws, and a metric may
+            return float((self.metric or evaluate)(model, self.data))
+
+    def limit(self, before: float | None) -> float | None:
+        """The least that a step may measure, where the network given measures `before`."""
+        assert before is not None or self.data is None
+        given = [] if self.least is None else [self.least]
+        if self.drop is not None and before is not None:
+            given.append(before - self.drop)
+        limit = max(given, default=None)
+        if limit is not None and before is not None and not before >= limit:
+            raise InputError(
+                f"floor={limit:g}, but the network measures {before:.4f} before any cut: ask for less, or train it"
+            )
+        return limit
+
+
+@dataclass
+class GradualRun:
+    """Cuts and trainings by turns; `step()` does one, and what it leaves is all that the next one needs.
+
+    `model` is the network so far: the one that the last step that met the floor has left, and before the first the
+    user's own, which no step changes. A step that raises leaves the run as it was before it. `state_dict()` is plain
+    values and tensors: a run made in the same way that takes it (`load_state_dict`) goes on to the same result. Each
+    step's random numbers are drawn from the seed and its number, so no random state has to be kept.
+    """
+
+    cuts: Cuts
+    rounds: Rounds
+    floor: Floor = field(default_factory=Floor)
+    model: nn.Module = field(init=False)
+    plans: tuple[PruningPlan, ...] = field(init=False, default=())
+    steps: tuple[GradualStep, ...] = field(init=False, default=())
+    metric_before: float | None = field(init=False)
+    memory: Optimizer | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.model = self.cuts.first
+        self.metric_before = self.floor.measure(self.model)
+        self._limit = self.floor.limit(self.metric_before)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no step left: the last was done, or one fell below the floor."""
+        return len(self.steps) == self.cuts.count or any(not step.met for step in self.steps)
+
+    def step(self) -> GradualStep:
+        """Cuts, trains and measures once more; raises what `prune` and `finetune` do."""
+        if self.done:
+            raise InputError("the run is done: there is no step left")
+        number = len(self.steps)
+        left = self.steps[-1].remaining if self.steps else {}
+        cut = self.cuts.make(self.model, number, left)
+        memory = self.memory if self.rounds.goes_on else None
+        if memory is not None:
+            memory = _along(memory, self.model, cut.model, cut.plan)
+        after_cut = self.floor.measure(cut.model)
+        history, memory = self.rounds.train(cut.model, number, memory)
+        metric = self.floor.measure(cut.model)
+        met = self._limit is None or (metric is not None and metric >= self._limit)
+        done = GradualStep(number + 1, cut.asked, cut.remaining, after_cut, metric, met, tuple(history))
+        self.steps += (done,)
+        if met:
+            self.model, self.memory = cut.model, memory
+            self.plans += () if cut.plan is None else (cut.plan,)
+        return done
+
+    def result(self) -> GradualResult:
+        """What the run has come to."""
+        model = self.model if any(step.met for step in self.steps) else replica(self.cuts.first, {})
+        reached = self.done and all(step.met for step in self.steps)
+        return GradualResult(model, self.plans, self.steps, reached, self.metric_before, self._limit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, in plain values and tensors, which are those in use."""
+        return {
+            "of": self._identity(),
+            "steps": [asdict(step) for step in self.steps],
+            "history": History.of(self.model, self.plans).to_tree(),
+            "model": model_state(self.model),
+            "metric_before": self.metric_before,
+            "cuts": self.cuts.state_dict(),
+            "memory": self._remembered() if self.rounds.goes_on else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state_dict` was taken; raises InputError where that was in another run: of another network,
+        with other steps or epochs.
+        """
+        own = self._identity()
+        for name, value in own.items():
+            if state["of"].get(name) != value:
+                raise InputError(
+                    f"the state is of a gradual run with another {name}: {state['of'].get(name)}, and {value} here"
+                )
+        history = History.from_tree(state["history"])
+        model = history.build(replica(self.cuts.first, {}))
+        fill(model, state["model"], history)
+        self.cuts.load_state_dict(state["cuts"])
+        self.rounds = dataclasses.replace(self.rounds, count=self.cuts.count)
+        self.model, self.plans = model, history.plans
+        self.steps = tuple(
+            GradualStep(**{**step, "history": tuple(step["history"])}) for step in state["steps"]
+        )
+        self.metric_before = state["metric_before"]
+        self._limit = self.floor.limit(self.metric_before)
+        self.memory = None if state["memory"] is None else self.rounds.optimizer(model, state["memory"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the state into a file, whole or not at all."""
+        write_archive(path, self.state_dict())
+
+    def resume(self, path: str | os.PathLike[str]) -> bool:
+        """Continues from a file that `save` wrote, where there is one; returns whether."""
+        if not Path(path).exists():
+            return False
+        try:
+            self.load_state_dict(read_archive(path))
+        except (InputError, KeyError) as error:
+            raise StorageError(f"{path}: {error}; delete it, or name another checkpoint=") from error
+        return True
+
+    def _identity(self) -> dict[str, Any]:
+        rounds, network = self.rounds, fingerprint(self.cuts.first)
+        options = {name: repr(value) for name, value in vars(rounds.options).items() if not callable(value)}
+        return {
+            "network": network,
+            "cut": self.cuts.describe(),
+            "training": options | {"final": rounds.final, "rewind": rounds.rewind, "goes_on": rounds.goes_on},
+        }
+
+    def _remembered(self) -> dict[str, Any] | None:
+        """What the optimiser remembers, by the names of the parameters."""
+        if self.memory is None:
+            return None
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return {names[id(p)]: dict(state) for p, state in self.memory.state.items() if id(p) in names}
+
+
+def _along(memory: Optimizer, before: nn.Module, after: nn.Module, plan: PruningPlan | None) -> Optimizer:
+    """The optimiser for the network after a cut: masks leave every tensor its shape."""
+    nothing = PruningPlan(fingerprint(before), (), {}, {}, ())
+    return cut_optimizer(memory, before, after, nothing if plan is None else plan)
