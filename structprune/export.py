@@ -22,6 +22,7 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.destinations import require_file
 from structprune.errors import ExportError, InputError
 from structprune.inputs import batch_size, normalize_inputs, random_like, repeat_batch
@@ -75,6 +76,7 @@ class _NotDynamicError(ExportError):
     """The model computes what it should at the example's batch size, and not, or not surely, at another."""
 
 
+@typed
 def export_onnx(
     model: nn.Module,
     example_inputs: Any,

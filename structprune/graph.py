@@ -241,6 +241,8 @@ class DependencyGraph:
         those groups, equal in number. Raises PlanError for an unknown or frozen group, an index out of range, unequal
         counts in a tie, or a comparison in the user's code that would turn out otherwise.
         """
+        if not isinstance(keep, Mapping):
+            raise PlanError(f"plan({keep=}): expected channels by group name, as {{'fc1': [0, 2, 3]}}")
         known = {group.name: group for group in self.groups}
         kept = {name: checked(known, name, indices) for name, indices in keep.items()}
         counts = np.array([kept_count(kept.get(g.name), g.size) for g in self.groups], dtype=np.int64)

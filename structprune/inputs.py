@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from structprune.arguments import typed
 from structprune.errors import InputError
 from structprune.outputs import attributes
 
@@ -245,6 +246,7 @@ def _draw(example: Tensor, shape: list[int], generator: torch.Generator) -> Tens
     return torch.randint(low, high + 1, shape, generator=generator).to(example.dtype)
 
 
+@typed
 def parse_inputs(specs: Sequence[str], seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Random inputs for specifications such as `1x3x224x224` or `ids=1x16:int64:30522`, as `(args, kwargs)`.
 

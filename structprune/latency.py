@@ -13,6 +13,7 @@ from typing import Any, overload
 
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.errors import InputError
 from structprune.interleaved import Bench
 from structprune.runtime_settings import Runtime
@@ -66,6 +67,7 @@ def measure_latency(
 ) -> tuple[Measurement, ...]: ...
 
 
+@typed
 def measure_latency(
     models: nn.Module | Mapping[str, nn.Module] | Sequence[nn.Module],
     example_inputs: Any,

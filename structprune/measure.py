@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.assembly import trace
 from structprune.graph import DependencyGraph
 from structprune.tensors import stored_slots
@@ -15,6 +16,7 @@ from structprune.tensors import stored_slots
 __all__ = ["count_macs", "count_params", "macs_by_operation", "peak_activation_bytes", "weight_bytes"]
 
 
+@typed
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Return the multiply-accumulates of one forward on ``example_inputs``; 1 MAC is 2 FLOPs.
 
@@ -29,6 +31,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     return round(graph.price("macs", graph.sizes()))
 
 
+@typed
 def count_params(model: nn.Module) -> int:
     """Return the number of elements of all parameters, tied ones counted once.
 
@@ -38,6 +41,7 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@typed
 def weight_bytes(model: nn.Module) -> int:
     """Return the bytes of the weights as `save` writes them, the file's header aside: of all parameters, persistent
     buffers and tensors in plain attributes, each in its dtype and tied ones once.
@@ -58,6 +62,7 @@ def macs_by_operation(graph: DependencyGraph) -> Mapping[tuple[str, str], int]:
     return found
 
 
+@typed
 def peak_activation_bytes(model: nn.Module, example_inputs: Any) -> int:
     """Return the most memory (bytes) that inputs, intermediate results and outputs take at once in one forward.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.budget import Budget
 from structprune.changes import Change, told
 from structprune.engines import trace
@@ -101,6 +102,7 @@ class PruneResult:
     report: PruneReport
 
 
+@typed
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -169,7 +171,7 @@ def prune(
         model = _rewrite(model, example_inputs)
     graph = trace(model, example_inputs, engine, engine_options, outputs)
     if graph.unused:
-        warnings.warn(_unused(graph.unused), stacklevel=2)
+        warnings.warn(_unused(graph.unused), stacklevel=3)  # beside what checks the arguments
     options: dict[str, Any] = {} if seed is None else {"seed": seed}
     scores = score(model, graph, criterion, data=calibration if data is None else data, loss=loss, **options)
 

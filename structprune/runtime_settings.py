@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 from structprune.errors import InputError
 
@@ -49,9 +50,9 @@ class Runtime:
             raise InputError(
                 f"Runtime(name={str(self.name)[:80]!r}): expected a runtime's name, such as 'torch'"
             )
-        _require_count("threads", self.threads)
+        object.__setattr__(self, "threads", _count("threads", self.threads))
         if self.batch is not None:
-            _require_count("batch", self.batch)
+            object.__setattr__(self, "batch", _count("batch", self.batch))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
             if self.dtype not in DTYPES:
@@ -99,9 +100,10 @@ class Runtime:
         return ", ".join([*parts, *(f"{key}={value}" for key, value in self.options.items())])
 
 
-def _require_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise InputError(f"{name}={value!r}: expected a whole number, at least 1")
+    return int(value)
 
 
 def _pairs(options: object) -> tuple[tuple[str, str], ...]:

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
+from structprune.arguments import typed
 from structprune.budget import Budget
 from structprune.errors import InputError
 from structprune.plan import Keep, PruningPlan
@@ -28,6 +29,7 @@ Scores = Mapping[str, NDArray[np.float64]]
 _FAINT = 1e-6  # of a group's mean: what a channel counts at least, whatever its score
 
 
+@typed
 def select(
     graph: GraphLike,
     scores: Scores,

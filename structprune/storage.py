@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from structprune.archive import distinct_memory, sync
+from structprune.arguments import typed
 from structprune.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
-from structprune.errors import PlanError, StorageError
+from structprune.errors import InputError, PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_from_json, plans_to_json
 from structprune.replica import recompute, replica
 from structprune.surgery import apply_plan, replace_tensors
@@ -32,6 +33,7 @@ __all__ = ["PLAN", "load", "load_plans", "plans_of", "save"]
 PLAN = "plan.json"
 
 
+@typed
 def save(
     directory: str | os.PathLike[str], model: nn.Module, plan: PruningPlan | Sequence[PruningPlan]
 ) -> None:
@@ -50,6 +52,7 @@ def save(
         raise StorageError(f"{folder}: cannot save the model: {error}") from error
 
 
+@typed
 def load_plans(directory: str | os.PathLike[str]) -> tuple[PruningPlan, ...]:
     """The plans of a saved network, in the order in which they were applied.
 
@@ -80,6 +83,7 @@ def plans_of(weights: Checkpoint) -> tuple[PruningPlan, ...]:
     )
 
 
+@typed
 def load(
     directory: str | os.PathLike[str],
     build_model: Callable[[], nn.Module],
@@ -88,24 +92,35 @@ def load(
     """The saved network: `build_model()` makes the original architecture, which is then cut and filled.
 
     Tensors go to `device`, or to where `build_model` put theirs; dtypes are those that were saved. Under
-    `empty_weights()` `build_model` takes no memory for weights that are about to be replaced. Raises
-    StorageError for files that are missing, damaged or of another model, PlanError for a plan that is no plan
-    or does not fit the model.
+    `empty_weights()` `build_model` takes no memory for weights that are about to be replaced. Raises InputError where
+    `build_model` builds no module or torch knows no such device, StorageError for files that are missing, damaged or of
+    another model, PlanError for a plan that is no plan or does not fit the model.
     """
-    folder = Path(directory)
+    if isinstance(build_model, nn.Module):
+        raise InputError(
+            f"build_model is a {type(build_model).__name__} itself: give a function that builds the original, as "
+            "lambda: model, or its class"
+        )
+    folder, place = Path(directory), None if device is None else _device(device)
     plans = load_plans(folder)
     model = build_model()
+    require_module(model)
     devices = {name: slot.tensor.device for name, slot in stored_slots(model).items()}
     model = replica(model, _emptied(model))  # what build_model returned may be in use
     for plan in plans:
         model = apply_plan(model, plan, inplace=True)
-    _fill(
-        model, open_checkpoint(folder), {name: torch.device(device or old) for name, old in devices.items()}
-    )
-    if device is not None:
-        model.to(device)
+    _fill(model, open_checkpoint(folder), {name: place or old for name, old in devices.items()})
+    if place is not None:
+        model.to(place)
     recompute(model)
     return model
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"{device=}: {str(error).splitlines()[0]}") from None
 
 
 def _require_match(model: nn.Module, plans: Sequence[PruningPlan]) -> None:

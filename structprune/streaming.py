@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from structprune.archive import sync
+from structprune.arguments import typed
 from structprune.checkpoint import (
     INDEX_SUFFIX,
     WEIGHTS,
@@ -60,6 +61,7 @@ class FilesReport:
         return "\n".join(lines)
 
 
+@typed
 def apply_plan_to_files(
     source: str | os.PathLike[str],
     plan: PruningPlan,

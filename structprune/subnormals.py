@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from structprune.arguments import typed
 from structprune.tensors import named_tensors
 
 __all__ = ["count_subnormals", "flush_subnormals", "without_subnormals"]
@@ -40,6 +41,7 @@ def count_subnormals(model: nn.Module) -> int:
     return sum(int(_mask(part).sum()) for part in stored)
 
 
+@typed
 def flush_subnormals(model: nn.Module) -> int:
     """Sets every subnormal number that the model holds to zero, in place, and returns how many there were.
 

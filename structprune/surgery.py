@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from structprune import edits, layers
+from structprune.arguments import typed
 from structprune.errors import PlanError
 from structprune.gathering import take
 from structprune.plan import REMAINING, Kept, PruningPlan
@@ -30,6 +31,7 @@ _Truthful = Mapping[str, frozenset[str]]
 _OTHER_MODEL = "the plan was made for another model: trace and select for this one, or use the one it is for"
 
 
+@typed
 def apply_plan(model: nn.Module, plan: PruningPlan, inplace: bool = False) -> nn.Module:
     """The pruned network: a new module of the same class, or the given one with `inplace=True`.
 

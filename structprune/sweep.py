@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.budget import Budget
 from structprune.engines import trace
 from structprune.errors import BudgetError, InputError
@@ -77,6 +78,7 @@ class SweepPoint:
         }
 
 
+@typed
 def sweep(
     model: nn.Module,
     example_inputs: Any,

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from structprune import axes
+from structprune.arguments import typed
 from structprune.assembly import settle_run
 from structprune.changes import Change, changes_by_axis
 from structprune.clone import structural_clone
@@ -59,6 +60,7 @@ class VerifyReport:
         return text + (f"; {len(self.changes)} statistics over fewer channels" if self.changes else "")
 
 
+@typed
 def verify(
     original: nn.Module,
     pruned: nn.Module,

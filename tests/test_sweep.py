@@ -129,8 +129,8 @@ def test_milliseconds_and_throughput_are_shares_of_the_dense_latency() -> None:
     ("budgets", "options", "message"),
     [
         ([], {}, "budgets is"),
-        ([0.5], {}, "budgets is 0.5"),
-        (5, {}, "budgets is 5"),
+        ([0.5], {}, "expected Iterable.Budget., got list of float"),
+        (5, {}, "budgets=5"),
         ([sp.Budget(macs=0.5)], {"measure": True}, "measure=True"),
         ([sp.Budget(latency=0.5, runtime="toy")], {"runtime": "torch"}, "one runtime"),
         (

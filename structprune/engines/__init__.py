@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from structprune import assembly
+from structprune.arguments import typed
 from structprune.engines.by_torch_pruning import trace_by_torch_pruning
 from structprune.errors import InputError
 from structprune.graph import DependencyGraph
@@ -22,6 +23,7 @@ __all__ = ["ENGINES", "trace"]
 ENGINES = ("structprune", "torch-pruning")
 
 
+@typed
 def trace(
     model: nn.Module,
     example_inputs: Any,

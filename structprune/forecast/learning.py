@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.assembly import trace
 from structprune.forecast.borrowed import profiler_of
 from structprune.forecast.cache import Cache
@@ -36,6 +37,7 @@ _RIGHT = 0.025  # median error of a round after which no more are needed
 Counts = np.ndarray
 
 
+@typed
 def forecast_latency(
     model: nn.Module,
     example_inputs: Any,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from structprune.arguments import typed
 from structprune.checkpoint import open_checkpoint
 from structprune.errors import InputError
 from structprune.importance.batches import iterable_of_batches
@@ -23,6 +24,7 @@ from structprune.tensors import named_tensors
 __all__ = ["criterion_name", "score"]
 
 
+@typed
 def score(
     model: torch.nn.Module,
     graph: GraphLike,

@@ -13,7 +13,7 @@ from structprune.errors import InputError
 
 __all__ = ["CRITERIA", "Criterion", "count", "drop_below", "drop_lowest", "scores"]
 
-Criterion: TypeAlias = "str | Callable[[Tensor], Tensor]"
+Criterion: TypeAlias = str | Callable[[Tensor], Tensor]
 
 CRITERIA = ("l1", "l2", "random")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.masking.mask import Mask
 from structprune.masking.targets import Target, all_targets
 
@@ -56,6 +57,7 @@ class SparsityReport:
         return "\n".join(lines)
 
 
+@typed
 def nonzeros(model: nn.Module) -> int:
     """The number of parameters that are not zero: biases and norms too, masks applied, tied tensors once."""
     return sum(int(target.slots[0].value().count_nonzero()) for target in all_targets(model))

@@ -9,6 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from structprune.arguments import typed
 from structprune.errors import InputError
 from structprune.masking.mask import Mask, mask_of, put_mask, remove_mask
 from structprune.masking.ranking import Criterion, count, drop_below, drop_lowest, scores
@@ -20,6 +21,7 @@ __all__ = ["finalize", "sparsify"]
 SCOPES = ("layer", "global")
 
 
+@typed
 def sparsify(
     model: nn.Module,
     sparsity: float | None = None,
@@ -84,6 +86,7 @@ def sparsify(
     return masked
 
 
+@typed
 def finalize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """A copy of the model (the model itself with `inplace=True`) with its masks baked in: plain tensors,
     exact zeros.

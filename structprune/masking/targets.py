@@ -17,8 +17,8 @@ from structprune.errors import InputError
 
 __all__ = ["Pattern", "Patterns", "Slot", "Target", "all_targets", "as_patterns", "choose"]
 
-Pattern: TypeAlias = "str | nn.Module | type[nn.Module]"
-Patterns: TypeAlias = "Pattern | Sequence[Pattern]"
+Pattern: TypeAlias = str | nn.Module | type[nn.Module]
+Patterns: TypeAlias = Pattern | Sequence[Pattern]
 
 # The layers that contract their input with a weight of two or more dimensions, and what they call it.
 CONTRACTIONS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from structprune.arguments import typed
 from structprune.errors import InputError, PlanError
 from structprune.importance.batches import Batch
 from structprune.observe import Twin
@@ -35,6 +36,7 @@ STEPS = ("fold", "consumers", "lstsq", "bn")
 """What `refit` can do, in this order; "all" is each of them but "consumers", which "lstsq" holds."""
 
 
+@typed
 def refit(
     original: nn.Module,
     pruned: nn.Module,

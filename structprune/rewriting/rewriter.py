@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.clone import structural_clone
 from structprune.errors import TraceError
 from structprune.inputs import batch_size, map_tensors, normalize_inputs, repeat_batch
@@ -31,6 +32,7 @@ _EXACT, _SINGLE = 1e-9, 1e-5  # in float64; where the model itself computes some
 _AS_IS = 1e-4  # in the model's own dtypes
 
 
+@typed
 def rewrite(model: nn.Module, example_inputs: Any) -> nn.Module:
     """Return a module that computes what ``model`` computes, with nothing of it tied to how the code is written.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr
 
+from structprune.arguments import typed
 from structprune.errors import InputError
 from structprune.runtime_settings import Runtime
 
@@ -102,6 +103,7 @@ def _median_rank(count: int) -> int:
     return max(int((below <= 0.025).sum()) - 1, 0)
 
 
+@typed
 def ratio(measured: Measurement, baseline: Measurement, *, resamples: int = 1000, seed: int = 0) -> Ratio:
     """How many times as long `measured` takes as `baseline`, by medians, with a 95 % bootstrap interval.
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from structprune import axes
+from structprune.arguments import typed
 from structprune.assembly import trace
 from structprune.errors import InputError
 from structprune.forecast import LatencyForecast
@@ -67,6 +68,7 @@ class Staircase:
         )
 
 
+@typed
 def staircase(
     model: nn.Module,
     example_inputs: Any,
