@@ -13,7 +13,7 @@ from structprune.importance.magnitude import l2
 from structprune.importance.reductions import abs_sum
 from structprune.importance.registry import criterion
 
-__all__ = ["bn_scale"]
+__all__ = ["bn_scale", "is_scale"]
 
 _NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
@@ -49,10 +49,10 @@ def bn_scale(group: GroupTensors) -> NDArray[np.float64]:
 
 def _scales(group: GroupTensors) -> list[MemberTensor]:
     """The per-channel scales among the members; also those kept as buffers (frozen BatchNorm)."""
-    return [member for member in group.members if member.role == "affine" and _is_scale(member)]
+    return [member for member in group.members if member.role == "affine" and is_scale(member)]
 
 
-def _is_scale(member: MemberTensor) -> bool:
+def is_scale(member: MemberTensor) -> bool:
     """A `weight` of a torch norm, of a module with running statistics, or of a class named a norm
     (LlamaRMSNorm).
     """
