@@ -112,7 +112,9 @@ class TestChannels:
                 kept &= stays.reshape([-1 if d == dim else 1 for d in range(value.ndim)])
             assert torch.equal(value, torch.where(kept, before[key], 0)), key
             removed += int((~kept).sum())
-        if len(one.slices) == len(one.parameters):  # else a matrix is cut on both sides, and its corner counts twice
+        if len(one.slices) == len(
+            one.parameters
+        ):  # else a matrix is cut on both sides, and its corner counts twice
             assert one.sizes.reshape(one.shape)[..., 0].sum() == removed
 
     def test_what_is_not_trained_has_no_part(self) -> None:
@@ -421,17 +423,19 @@ class TestTraining:
 
     @pytest.mark.parametrize("traced", ["before masks", "after masks"])
     def test_masked_weights_stay_zero_and_channels_go(self, traced: str) -> None:
-        model, data, x = neurons(), digits(300), torch.randn(2, 1, 8, 8)
+        model, data, x = neurons(), digits(), torch.randn(2, 1, 8, 8)
+        finetune(model, data, epochs=3, lr=0.05, batch_size=32)
         masked = sparsify(model, 0.5)
         graph = sp.trace(model if traced == "before masks" else masked, x)
         gone = masked[3].weight == 0
         penalty = GroupLasso(graph, 2e-3)
-        finetune(masked, data, epochs=8, lr=0.05, batch_size=16, weight_decay=0.01, hooks=[penalty])
+        finetune(masked, data, epochs=6, lr=0.05, batch_size=32, weight_decay=0.01, hooks=[penalty])
         assert bool((masked[3].weight[gone] == 0).all())
         zeros = sum(int(zero.sum()) for zero in penalty.zeros(masked).values())
         plain = sp.finalize(masked)
         plan = sp.train.zero_plan(sp.trace(plain, x), plain)
-        assert sum(group.size - group.count for group in plan.groups) == zeros >= 3
+        assert 3 <= zeros < 90
+        assert sum(group.size - group.count for group in plan.groups) == zeros
 
     def test_a_gradient_instead_of_a_step(self) -> None:
         """L2 by its gradient is the optimiser's own weight decay."""

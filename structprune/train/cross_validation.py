@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
@@ -78,13 +79,14 @@ def cross_validate(
     )
     parts = folds_of(data, folds, seed)
     trials: dict[tuple[float, int], list[Trial]] = {}
-    for done, (fold, strength) in enumerate(
-        [(fold, strength) for fold in parts for strength in strengths], start=1
-    ):
-        for number, trial in enumerate(work.trials(strength, cuts, *fold)):
-            trials.setdefault((strength, number), []).append(trial)
-        if progress is not None:
-            progress(done, len(parts) * len(strengths))
+    tasks = [(fold, strength) for fold in parts for strength in strengths]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for done, (fold, strength) in enumerate(tasks, start=1):
+            for number, trial in enumerate(work.trials(strength, cuts, *fold)):
+                trials.setdefault((strength, number), []).append(trial)
+            if progress is not None:
+                progress(done, len(tasks))
     return CrossValidation(
         tuple(Candidate(strength, cuts[number], tuple(found)) for (strength, number), found in trials.items())
     )
