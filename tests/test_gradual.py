@@ -385,8 +385,7 @@ class Interrupted(Exception):
 
 
 class TestCheckpoint:
-    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-    @pytest.mark.parametrize("stop", [1, 2, 3])
+    @pytest.mark.parametrize(("optimizer", "stop"), [("sgd", 1), ("adamw", 2), ("sgd", 3)])
     def test_an_interrupted_run_goes_on_to_the_same_result(
         self, tmp_path: Path, optimizer: str, stop: int
     ) -> None:

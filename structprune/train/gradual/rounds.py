@@ -76,9 +76,8 @@ class Rounds:
     def optimizer(self, model: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> Optimizer:
         """The optimiser of a round with what one like it remembered of each parameter, by name."""
         made = build_optimizer(model, self.options)
-        named = dict(model.named_parameters())
-        for name, remembered in state.items():
-            made.state[named[name]] = _on(named[name].device, remembered)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        _remember(made, lambda parameter: state.get(names.get(id(parameter), "")))
         return made
 
     def train(
@@ -125,16 +124,21 @@ class _Memory(Hook):
         self.optimizer = optimizer
 
     def on_start(self, run: Run) -> None:
-        for group in run.optimizer.param_groups:
-            for parameter in group["params"]:
-                if self.optimizer is not None and parameter in self.optimizer.state:
-                    run.optimizer.state[parameter] = _on(parameter.device, self.optimizer.state[parameter])
+        if self.optimizer is not None:
+            _remember(run.optimizer, self.optimizer.state.get)
         self.optimizer = run.optimizer
 
 
-def _on(device: torch.device, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state with its tensors on the device; numbers in tensors (step counts) stay where they are."""
-    return {
-        key: value.to(device) if isinstance(value, Tensor) and value.ndim else value
-        for key, value in state.items()
-    }
+def _remember(optimizer: Optimizer, state_of: Callable[[Tensor], Mapping[str, Any] | None]) -> None:
+    """Gives the optimiser the state of each of its parameters, on the parameter's device."""
+    for group in optimizer.param_groups:
+        on_device = group.get("fused") or group.get("capturable")  # then step counts too lie on the device
+        for parameter in group["params"]:
+            state = state_of(parameter)
+            if state is not None:
+                optimizer.state[parameter] = {
+                    key: value.to(parameter.device)
+                    if isinstance(value, Tensor) and (value.ndim or on_device)
+                    else value
+                    for key, value in state.items()
+                }

@@ -159,6 +159,7 @@ class GradualRun:
         history, memory = self.rounds.train(cut.model, number, memory)
         metric = self.floor.measure(cut.model)
         met = self._limit is None or (metric is not None and metric >= self._limit)
+        after_cut, metric, met = _agreed((after_cut, metric, met))
         done = GradualStep(number + 1, cut.asked, cut.remaining, after_cut, metric, met, tuple(history))
         self.steps += (done,)
         if met:
@@ -208,8 +209,12 @@ class GradualRun:
         self.memory = None if state["memory"] is None else self.rounds.optimizer(model, state["memory"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the state into a file, whole or not at all."""
-        write_archive(path, self.state_dict())
+        """Writes the state into a file, whole or not at all; of several processes the first one does."""
+        state = self.state_dict()
+        if not _several() or torch.distributed.get_rank() == 0:
+            write_archive(path, state)
+        if _several():
+            torch.distributed.barrier()
 
     def resume(self, path: str | os.PathLike[str]) -> bool:
         """Continues from a file that `save` wrote, where there is one; returns whether."""
@@ -236,6 +241,19 @@ class GradualRun:
             return None
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return {names[id(p)]: dict(state) for p, state in self.memory.state.items() if id(p) in names}
+
+
+def _several() -> bool:
+    """Whether this is one of several processes that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _agreed(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What the first of several processes found: rounding must not let them part ways."""
+    found = list(values)
+    if _several():
+        torch.distributed.broadcast_object_list(found, 0)
+    return tuple(found)
 
 
 def _along(memory: Optimizer, before: nn.Module, after: nn.Module, plan: PruningPlan | None) -> Optimizer:
