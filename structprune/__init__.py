@@ -25,7 +25,7 @@ from structprune.latency import Measurement, Ratio, measure_latency, ratio
 from structprune.latency_target import LatencyReport
 from structprune.masking import finalize, nonzeros, sparsify
 from structprune.measure import count_macs, count_params, peak_activation_bytes, weight_bytes
-from structprune.pipeline import PruneReport, PruneResult, prune
+from structprune.pipeline import LossForecast, PruneReport, PruneResult, prune
 from structprune.plan import PruningPlan
 from structprune.refit import RefitReport, refit
 from structprune.rewriting import rewrite
@@ -33,6 +33,7 @@ from structprune.rules import Call
 from structprune.rules.custom import rule
 from structprune.runtime_settings import Runtime
 from structprune.select import select
+from structprune.sensitivity import Sensitivity, sensitivity
 from structprune.staircase import Staircase, staircase
 from structprune.storage import load, load_plans, save
 from structprune.streaming import FilesReport, apply_plan_to_files
@@ -63,6 +64,7 @@ __all__ = [
     "LatencyReport",
     "Layer",
     "Limit",
+    "LossForecast",
     "Measurement",
     "PlanError",
     "PruneReport",
@@ -72,6 +74,7 @@ __all__ = [
     "Ratio",
     "RefitReport",
     "Runtime",
+    "Sensitivity",
     "Staircase",
     "StorageError",
     "StructpruneError",
@@ -102,6 +105,7 @@ __all__ = [
     "save",
     "score",
     "select",
+    "sensitivity",
     "sparsify",
     "staircase",
     "sweep",

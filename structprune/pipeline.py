@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from structprune.arguments import typed
@@ -25,12 +27,25 @@ from structprune.rewriting import rewrite
 from structprune.select import select
 from structprune.selection.contract import Prices
 from structprune.selectors import module_names
+from structprune.sensitivity import Sensitivity, sensitivity
 from structprune.subnormals import count_subnormals
 from structprune.summary import KindCut, QuantityCut, changes_of, cuts_by_kind, left_whole, quantity_cuts
 from structprune.surgery import apply_plan
 from structprune.verify import VerifyReport, verify
 
-__all__ = ["PruneReport", "PruneResult", "prune"]
+__all__ = ["LossForecast", "PruneReport", "PruneResult", "prune"]
+
+
+@dataclass(frozen=True)
+class LossForecast:
+    """The loss that was forecast for the cut before it was made, and that of the whole network: see `Sensitivity`."""
+
+    loss: str
+    whole: float
+    cut: float
+
+    def __str__(self) -> str:
+        return f"{self.loss} forecast to rise from {self.whole:.4g} to {self.cut:.4g}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,8 @@ class PruneReport:
     means) are taken over fewer channels than before; ``frozen`` names groups that could not be cut, with the reason:
     also those that were asked for, but keep as many channels as one that was not. ``quantities`` are those of the
     budget that are counted, before and after. ``subnormal_weights`` of the pruned network slow many CPUs: they are kept
-    as they were, and `flush_subnormals` sets them to zero.
+    as they were, and `flush_subnormals` sets them to zero. ``forecast`` is the loss that was expected of the cut, where
+    widths were chosen by it.
     """
 
     params_before: int
@@ -58,6 +74,7 @@ class PruneReport:
     quantities: tuple[QuantityCut, ...] = ()
     refit: RefitReport | None = None
     subnormal_weights: int = 0
+    forecast: LossForecast | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -73,6 +90,8 @@ class PruneReport:
             lines.append(f"statistics over fewer channels: {told(self.changes)}")
         if self.latency:
             lines.append(str(self.latency))
+        if self.forecast:
+            lines.append(str(self.forecast))
         if self.refit:
             lines.append(str(self.refit))
         if self.subnormal_weights:
@@ -95,11 +114,12 @@ def _unused(names: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A pruned model, the plan that made it, and the report."""
+    """A pruned model, the plan that made it, the report, and the sensitivity that widths were chosen by, if any."""
 
     model: nn.Module
     plan: PruningPlan
     report: PruneReport
+    sensitivity: Sensitivity | None = None
 
 
 @typed
@@ -127,6 +147,7 @@ def prune(
     outputs: Outputs = None,
     calibration: Iterable[Any] | None = None,
     refit: str | Sequence[str] | None = None,
+    sensitivity: Sensitivity | bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> PruneResult:
     """Return a smaller network that is proven to compute what the masked original computes.
@@ -148,6 +169,10 @@ def prune(
     same, if left out) and ``loss`` are what criteria from data are worked out on (see `score`); ``seed`` is for those
     that draw, "random" and "hessian".
 
+    ``sensitivity`` chooses the widths of least forecast loss (see `sensitivity`): one that was measured for the same
+    scores, or True, to measure it here on ``calibration``, or else ``data``, with ``loss`` or, without it, by how far
+    the outputs are from the original's. The result has it, to be saved and used again.
+
     Raises BudgetError, with the reachable range, TraceError and VerificationError; the model given is then as it was.
 
     >>> import torch
@@ -166,6 +191,8 @@ def prune(
         raise InputError(f"{refit=} needs calibration=, the inputs on which the pruned network is refitted")
     if calibration is not None:
         calibration = readable_again(calibration)
+    if sensitivity is True and data is not None:  # scores are worked out on it as well
+        data = readable_again(data)
     keep, only = module_names(model, keep), module_names(model, only)
     if rewrite:
         model = _rewrite(model, example_inputs)
@@ -174,6 +201,20 @@ def prune(
         warnings.warn(_unused(graph.unused), stacklevel=3)  # beside what checks the arguments
     options: dict[str, Any] = {} if seed is None else {"seed": seed}
     scores = score(model, graph, criterion, data=calibration if data is None else data, loss=loss, **options)
+
+    losses = _losses(
+        sensitivity,
+        model,
+        graph,
+        scores,
+        data if calibration is None else calibration,
+        loss,
+        criterion=criterion,
+        keep=keep,
+        only=only,
+        outputs=outputs,
+        progress=progress,
+    )
 
     def choose(prices: Prices | None) -> PruningPlan:
         return select(
@@ -189,6 +230,7 @@ def prune(
             criterion=criterion_name(criterion),
             ragged=ragged,
             prices=prices,
+            sensitivity=losses,
         )
 
     timed: LatencyReport | None = None
@@ -201,20 +243,48 @@ def prune(
     recovery = None
     if calibration is not None and steps:
         recovery = _refit(model, small, plan, calibration, steps, outputs=outputs)
+    expected = None if losses is None else LossForecast(losses.loss, losses.whole, losses.forecast(plan))
     report = _report(
-        graph, plan, left_whole(graph.groups, keep, only), proof, timed, recovery, count_subnormals(small)
+        graph,
+        plan,
+        left_whole(graph.groups, keep, only),
+        proof,
+        timed,
+        recovery,
+        count_subnormals(small),
+        expected,
     )
     if not inplace:
-        return PruneResult(small, plan, report)
+        return PruneResult(small, plan, report, losses)
     apply_plan(model, plan, inplace=True)
     if recovery is not None:
         transfer(small, model)
-    return PruneResult(model, plan, report)
+    return PruneResult(model, plan, report, losses)
 
 
 _verify = verify
 _refit = refit
 _rewrite = rewrite
+_sensitivity = sensitivity
+
+
+def _losses(
+    given: Sensitivity | bool,
+    model: nn.Module,
+    graph: DependencyGraph,
+    scores: dict[str, NDArray[np.float64]],
+    data: Iterable[Any] | None,
+    loss: Loss | None,
+    **options: Any,
+) -> Sensitivity | None:
+    """The sensitivity that widths are chosen by: the one that is given, or measured here where that is asked for."""
+    if isinstance(given, Sensitivity):
+        return given
+    if not given:
+        return None
+    if data is None:
+        raise InputError("sensitivity=True is measured on data: give calibration= or data=")
+    return _sensitivity(model, graph, scores, data, loss=loss or "outputs", **options)
 
 
 def _report(
@@ -225,6 +295,7 @@ def _report(
     timed: LatencyReport | None,
     recovery: RefitReport | None,
     subnormals: int,
+    expected: LossForecast | None,
 ) -> PruneReport:
     before = graph.sizes()
     after = graph.counts(plan)
@@ -243,4 +314,5 @@ def _report(
         quantities=() if plan.budget is None else quantity_cuts(graph, plan.budget, after),
         refit=recovery,
         subnormal_weights=subnormals,
+        forecast=expected,
     )

@@ -19,11 +19,11 @@ from structprune.errors import InputError
 from structprune.plan import Keep, PruningPlan
 from structprune.selection.budgeting import VALUE, Task
 from structprune.selection.comparisons import counts_in_order
-from structprune.selection.contract import Counts, GraphLike, GroupLike, Prices
+from structprune.selection.contract import Counts, GraphLike, GroupLike, Prices, Worths
 from structprune.selection.ranking import SCOPES, normalised
 from structprune.selection.units import Constraints, Unit, build_units, candidate_groups
 
-__all__ = ["kept_importance", "select", "value_units"]
+__all__ = ["best", "kept_importance", "scores_of", "select", "value_units"]
 
 Scores = Mapping[str, NDArray[np.float64]]
 _FAINT = 1e-6  # of a group's mean: what a channel counts at least, whatever its score
@@ -46,6 +46,7 @@ def select(
     criterion: str = "",
     ragged: bool = True,
     prices: Prices | None = None,
+    sensitivity: Worths | None = None,
 ) -> PruningPlan:
     """The plan that keeps the most important channels under `budget`.
 
@@ -72,7 +73,8 @@ def select(
     asked for. `criterion` is
     only recorded. A group that may keep its own channels in each channel of others (each head, each group of a
     convolution) keeps the best of each, as many in all of them; with `ragged=False` the same in all, by the sum
-    of their scores.
+    of their scores. With `sensitivity` (`structprune.sensitivity`), of the same network and scores, widths are those
+    whose forecast loss is least under the budget (scope "value"), and scores only say which channels a group keeps.
 
     Raises InputError for arguments that are wrong or name nothing, and BudgetError, with the reachable range,
     for a budget that cannot be met.
@@ -90,15 +92,15 @@ def select(
         _listed(only),
         learned,
     )
-    scope = _scope(scope, budget)
+    scope = _scope(scope, budget, sensitivity is not None)
     candidates = candidate_groups(graph.groups, bounds)
-    scores = {
-        group.name: _scores_of(group, scores, ragged) for group in (graph.groups[n] for n in candidates)
-    }
+    scores = {group.name: scores_of(group, scores, ragged) for group in (graph.groups[n] for n in candidates)}
     curves = _curves(graph.groups, scores, candidates, normalize)
-    units = build_units(
-        graph.groups, _weighted(graph, curves) if scope == VALUE else curves, candidates, bounds
-    )
+    if sensitivity is not None:
+        curves = sensitivity.worths(graph, scores, candidates)
+    elif scope == VALUE:
+        curves = _weighted(graph, curves)
+    units = build_units(graph.groups, curves, candidates, bounds)
     limit = Task(graph, tuple(candidates), units, budget, bounds, prices if budget.timed else None).limit(
         scope, original
     )
@@ -122,7 +124,7 @@ def value_units(
     """The units that `select` chooses widths for under the scope "value": their widths, and what each is worth."""
     bounds = Constraints(keep=_listed(keep), only=_listed(only), alignment=alignment)
     candidates = candidate_groups(graph.groups, bounds)
-    found = {graph.groups[n].name: _scores_of(graph.groups[n], scores, ragged=True) for n in candidates}
+    found = {graph.groups[n].name: scores_of(graph.groups[n], scores, ragged=True) for n in candidates}
     curves = _weighted(graph, _curves(graph.groups, found, candidates, "mean"))
     return build_units(graph.groups, curves, candidates, bounds)
 
@@ -143,7 +145,13 @@ def _listed(patterns: str | Iterable[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
-def _scope(scope: str | None, budget: Budget) -> str:
+def _scope(scope: str | None, budget: Budget, losses: bool) -> str:
+    if losses and scope not in (None, VALUE):
+        raise InputError(
+            f"{scope=}: with sensitivity= widths are chosen by the loss, which is the scope {VALUE!r}"
+        )
+    if losses:
+        return VALUE
     if scope is None:
         quantities = [limit.quantity for limit in budget.limits]
         if budget.timed or "peak_memory" in quantities or len(quantities) > 1:
@@ -197,7 +205,7 @@ def kept_importance(
     whole, lost = 0.0, 0.0
     for position in candidates:
         group, weight = graph.groups[position], float(governed[position])
-        kept = _kept(_best_first(_scores_of(group, scores, ragged)))
+        kept = _kept(_best_first(scores_of(group, scores, ragged)))
         whole += weight
         lost += weight * float(kept[-1] / kept[counts[position] - 1])
     return whole / lost if lost else 1.0
@@ -224,7 +232,7 @@ def _best_first(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return ranked if ranked.ndim == 1 else ranked.sum(axis=0)
 
 
-def _scores_of(group: GroupLike, scores: Scores, ragged: bool) -> NDArray[np.float64]:
+def scores_of(group: GroupLike, scores: Scores, ragged: bool) -> NDArray[np.float64]:
     """float64 [size], or [rows, size] where the rows choose by themselves."""
     if group.name not in scores:
         close = get_close_matches(group.name, list(scores), n=3)

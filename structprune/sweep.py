@@ -30,6 +30,7 @@ from structprune.select import kept_importance, select
 from structprune.selection.contract import Prices
 from structprune.selection.units import Constraints, candidate_groups
 from structprune.selectors import module_names
+from structprune.sensitivity import Sensitivity
 from structprune.surgery import apply_plan
 
 __all__ = ["SweepPoint", "sweep"]
@@ -49,6 +50,7 @@ class SweepPoint:
         forecast_ms: the same in milliseconds.
         measured: the latency to the dense network's, timed by turns with it and all other points; None unless asked.
         measurement: the times themselves.
+        loss: the loss by the sensitivity's forecast; None without a sensitivity.
     """
 
     budget: Budget
@@ -60,6 +62,7 @@ class SweepPoint:
     measured: Ratio | None = None
     measurement: Measurement | None = None
     unreachable: str = ""
+    loss: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain data, for JSON; of the plan the widths, of the measurement median and interval."""
@@ -70,6 +73,7 @@ class SweepPoint:
             "remaining": dict(self.remaining or {}),
             "forecast": self.forecast,
             "forecast_ms": self.forecast_ms,
+            "loss": self.loss,
             "measured": None if self.measured is None else asdict(self.measured),
             "median_ms": None if self.measurement is None else self.measurement.median_ms,
             "interval_ms": None if self.measurement is None else list(self.measurement.interval_ms),
@@ -100,6 +104,7 @@ def sweep(
     engine_options: Mapping[str, Any] | None = None,
     ragged: bool = True,
     outputs: Outputs = None,
+    sensitivity: Sensitivity | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SweepPoint, ...]:
     """Return one point for each budget, in their order: the importance it keeps, its MACs and the rest, its latency.
@@ -107,7 +112,8 @@ def sweep(
     Scores and profiles are computed once. ``runtime`` is where latencies are forecast; it is that of the budgets where
     these bound a latency, and without either there is none. A budget of milliseconds or throughput is taken as a share
     of the dense network's latency as the profiles have it. With ``measure=True`` all networks are cut and timed by
-    turns with the dense one. A budget that cannot be met is a point that says so. The other arguments are those of
+    turns with the dense one. With ``sensitivity`` widths are those of least forecast loss, and points have it. A budget
+    that cannot be met is a point that says so. The other arguments are those of
     `prune`; the model stays as it is.
 
     Raises:
@@ -141,6 +147,7 @@ def sweep(
         only=only,
         criterion=criterion_name(criterion),
         ragged=ragged,
+        sensitivity=sensitivity,
     )
     forecast = None if used is None else learn(graph, model, example_inputs, used, progress)
     candidates = candidate_groups(graph.groups, Constraints(keep=keep, only=only))
@@ -152,7 +159,8 @@ def sweep(
             points.append(SweepPoint(budget, unreachable=str(error)))
             continue
         kept = kept_importance(graph, scores, graph.counts(plan), candidates=candidates, ragged=ragged)
-        points.append(_point(graph, plan, budget, kept, forecast))
+        point = _point(graph, plan, budget, kept, forecast)
+        points.append(point if sensitivity is None else replace(point, loss=sensitivity.forecast(plan)))
     return _measured(model, example_inputs, points, used) if measure and used is not None else tuple(points)
 
 

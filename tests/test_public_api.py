@@ -16,6 +16,8 @@ NAMES = [
     "Change", "KindCut", "QuantityCut", "SweepPoint", "PruneReport", "PruneResult", "VerifyReport",
     # after the cut
     "RefitReport", "refit",
+    # before it
+    "LossForecast", "Sensitivity", "sensitivity",
     # measuring
     "LatencyForecast", "LatencyReport", "Measurement", "Ratio", "Runtime", "Staircase", "forecast_latency",
     "flush_subnormals", "count_macs", "count_params", "measure_latency", "peak_activation_bytes", "ratio",

@@ -18,6 +18,7 @@ from structprune.cli.output import error_document, write_document
 from structprune.cli.plan import plan
 from structprune.cli.prune import prune
 from structprune.cli.rules import rules
+from structprune.cli.sensitivity import sensitivity
 from structprune.cli.sparsify import sparsify
 from structprune.cli.staircase import staircase
 from structprune.cli.sweep import sweep
@@ -31,7 +32,20 @@ app = typer.Typer(
     add_completion=False,
     epilog=EXIT_CODES_HELP,
 )
-for command in (demo, inspect, prune, sweep, plan, apply, sparsify, bench, staircase, export, rules):
+for command in (
+    demo,
+    inspect,
+    prune,
+    sweep,
+    plan,
+    apply,
+    sparsify,
+    bench,
+    staircase,
+    sensitivity,
+    export,
+    rules,
+):
     app.command(epilog=EXIT_CODES_HELP)(command)
 
 

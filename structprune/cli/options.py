@@ -41,6 +41,7 @@ __all__ = [
     "RuntimeOption",
     "ScopeOption",
     "SeedOption",
+    "SensitivityOption",
     "ThreadsOption",
     "ThroughputOption",
     "draws",
@@ -102,6 +103,14 @@ RaggedOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the random weights and inputs.")]
+SensitivityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sensitivity",
+        metavar="FILE",
+        help="Choose the widths of least forecast loss: what `structprune sensitivity --out` wrote, by --criterion.",
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
 ]

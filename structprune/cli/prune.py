@@ -44,6 +44,7 @@ from structprune.cli.options import (
     RuntimeOption,
     ScopeOption,
     SeedOption,
+    SensitivityOption,
     ThreadsOption,
     ThroughputOption,
     draws,
@@ -83,6 +84,7 @@ def prune(
     loss: LossOption = None,
     calibration: CalibrationOption = None,
     scope: ScopeOption = None,
+    losses: SensitivityOption = None,
     multiple_of: MultipleOption = None,
     ragged: RaggedOption = True,
     keep: KeepOption = None,
@@ -125,6 +127,7 @@ def prune(
             )
             require_effect(context, budget.timed, _TIMED, *_OF_A_LATENCY)
             require_effect(context, reads_data(criterion), _ON_DATA, "data", "loss")
+            measured = None if losses is None else sp.Sensitivity.load(losses)
             step("building the model")
             batches, for_refit = build_data(data), build_data(calibration, "--calibration")
             original = build_model(model, None, seed)
@@ -141,6 +144,7 @@ def prune(
                 loss=build_loss(loss),
                 calibration=for_refit,
                 scope=scope,
+                sensitivity=measured or False,
                 multiple_of=multiple_of,
                 ragged=ragged,
                 keep=keep or (),
@@ -160,6 +164,7 @@ def prune(
             *map(str, result.report.quantities),
             _kept(result),
             _proof(result),
+            *([] if result.report.forecast is None else [str(result.report.forecast)]),
             *([] if result.report.refit is None else [str(result.report.refit)]),
             *_latency(result.report.latency, layers),
             *(f"wrote {name}" for name in files.values()),
@@ -219,6 +224,7 @@ def _document(
         "changes": [asdict(change) for change in result.report.changes],
         "frozen": [{"group": name, "reason": reason} for name, reason in result.report.frozen],
         "proof": None if proof is None else asdict(proof),
+        "forecast": None if result.report.forecast is None else asdict(result.report.forecast),
         "refit": None if result.report.refit is None else asdict(result.report.refit),
         "files": files,
     }

@@ -27,6 +27,7 @@ from structprune.cli.options import (
     RewriteOption,
     ScopeOption,
     SeedOption,
+    SensitivityOption,
     ThreadsOption,
     provider_options,
 )
@@ -71,6 +72,7 @@ def sweep(
     ] = False,
     criterion: CriterionOption = "l2",
     scope: ScopeOption = None,
+    losses: SensitivityOption = None,
     multiple_of: MultipleOption = None,
     ragged: RaggedOption = True,
     keep: KeepOption = None,
@@ -100,6 +102,7 @@ def sweep(
             budgets = [_budget(name, value, on) for name in quantities or ["macs"] for value in _values(at)]
             used = measure or runtime is not None or any(budget.timed for budget in budgets)
             require_effect(context, used, _TIMED, "threads", "batch", "dtype", "options")
+            measured = None if losses is None else sp.Sensitivity.load(losses)
             step("building the model")
             example = sp.parse_inputs(inputs, seed)
             built = build_model(model, None, seed, example if rewrite else None)
@@ -112,6 +115,7 @@ def sweep(
                 runtime=None if runtime is None and not measure else on,
                 measure=measure,
                 scope=scope,
+                sensitivity=measured,
                 multiple_of=multiple_of,
                 ragged=ragged,
                 keep=keep or (),

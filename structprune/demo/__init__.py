@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from structprune.demo.network import resnet20
+from structprune.demo.network import ResNet20, resnet20
 from structprune.demo.run import run
 from structprune.demo.settings import Settings
 
-__all__ = ["Settings", "resnet20", "run"]
+__all__ = ["ResNet20", "Settings", "resnet20", "run"]

@@ -7,6 +7,7 @@ from structprune.report.fvcore_figure import FvcoreFigure, fvcore_figure, fvcore
 from structprune.report.graph import Coverage, coverage, graph_document, graph_table, types_table
 from structprune.report.latency import layers_table
 from structprune.report.plots import new_plot, require_plots, save_plot
+from structprune.report.sensitivity import sensitivity_plot, sensitivity_table
 from structprune.report.staircase import staircase_document, staircase_plot, staircase_table
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "new_plot",
     "require_plots",
     "save_plot",
+    "sensitivity_plot",
+    "sensitivity_table",
     "staircase_document",
     "staircase_plot",
     "staircase_table",

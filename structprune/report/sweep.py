@@ -20,9 +20,10 @@ def sweep_table(points: Sequence[sp.SweepPoint]) -> Table:
     """One row for each budget: the importance it keeps, what remains of each quantity, its latency."""
     timed = any(point.forecast is not None for point in points)
     measured = any(point.measured is not None for point in points)
+    lossy = any(point.loss is not None for point in points)
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("budget", no_wrap=True)
-    columns = ["importance kept", *(name for name, _ in _SHARES)]
+    columns = [*["loss, forecast"] * lossy, "importance kept", *(name for name, _ in _SHARES)]
     columns += ["latency, forecast"] * timed + ["latency, measured"] * measured
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -31,7 +32,8 @@ def sweep_table(points: Sequence[sp.SweepPoint]) -> Table:
         if point.plan is None or point.remaining is None:
             table.add_row(asked, "not met")
             continue
-        cells = [_share(point.importance), *(_share(point.remaining.get(key)) for _, key in _SHARES)]
+        cells = ["-" if point.loss is None else f"{point.loss:.3g}"] * lossy
+        cells += [_share(point.importance), *(_share(point.remaining.get(key)) for _, key in _SHARES)]
         cells += [_share(point.forecast)] * timed
         cells += ["-" if point.measured is None else str(point.measured)] * measured
         table.add_row(asked, *cells)

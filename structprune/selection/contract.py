@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from structprune.budget import Budget
 from structprune.plan import Keep, PruningPlan
 
-__all__ = ["Counts", "FrozenLike", "GraphLike", "GroupLike", "MemberLike", "Prices", "ViolationLike"]
+__all__ = [
+    "Counts",
+    "FrozenLike",
+    "GraphLike",
+    "GroupLike",
+    "MemberLike",
+    "Prices",
+    "ViolationLike",
+    "Worths",
+]
 
 Counts = NDArray[np.int64]
 """Channels kept, one number per group of the graph (frozen groups at their size)."""
@@ -81,6 +90,8 @@ class ViolationLike(Protocol):
 
 class GraphLike(Protocol):
     @property
+    def fingerprint(self) -> str: ...
+    @property
     def groups(self) -> Sequence[GroupLike]: ...
     def price(self, quantity: str, counts: Counts) -> float: ...
     def levels(self, quantity: str, counts: Counts) -> NDArray[np.float64]:
@@ -97,3 +108,13 @@ class GraphLike(Protocol):
         criterion: str = "",
         scope: str = "",
     ) -> PruningPlan: ...
+
+
+class Worths(Protocol):
+    """Says what channels are worth by something else than their scores: by the loss that a network has without them."""
+
+    def worths(
+        self, graph: GraphLike, scores: Mapping[str, NDArray[np.float64]], candidates: Sequence[int]
+    ) -> dict[int, NDArray[np.float64]]:
+        """What each channel of the groups at these positions is worth, best first: float64 ``[size]``."""
+        ...

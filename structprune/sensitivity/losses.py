@@ -1,0 +1,108 @@
+"""How far a cut network is from the original on the data: by its outputs, or by a loss on targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from structprune.errors import InputError
+from structprune.importance import Batch, Loss
+from structprune.importance.batches import told
+from structprune.importance.calibration import cross_entropy
+from structprune.observe import Twin
+from structprune.outputs import Outputs, chosen_outputs, output_tensors
+
+__all__ = ["LOSSES", "Meter"]
+
+LOSSES = ("outputs", "kl", "cross_entropy")
+"""The losses that have a name: the relative squared error of the outputs, and the Kullback-Leibler divergence of the
+softmax over their last dimension, both against the original network's; and the cross entropy of integer targets."""
+
+_Sum = tuple[float, float]
+"""Something to be summed over batches, and what the sum is divided by."""
+
+
+class Meter:
+    """Measures networks on the same batches, ``meter(twin)``; what the original gives is worked out once and kept.
+
+    Raises InputError for an unknown loss, outputs that it is not for, and losses that are not finite.
+    """
+
+    def __init__(self, original: Twin, batches: Sequence[Batch], loss: str | Loss, outputs: Outputs) -> None:
+        if not callable(loss) and loss not in LOSSES:
+            raise InputError(
+                f"{loss=}: expected one of {', '.join(LOSSES)}, or a function of (output, target)"
+            )
+        self._batches, self._outputs = batches, outputs
+        self._task = cross_entropy if loss == "cross_entropy" else loss if callable(loss) else None
+        self._kind = loss
+        self._wanted: list[list[Tensor]] = []
+        if self._task is None:
+            self._wanted = [self._numbers(batch.through(original)) for batch in batches]
+
+    def __call__(self, twin: Twin) -> float:
+        sums = [self._of_batch(twin, number) for number in range(len(self._batches))]
+        whole = sum(weight for _, weight in sums)
+        value = sum(found for found, _ in sums) / whole if whole else math.nan
+        if not math.isfinite(value):
+            raise InputError(
+                f"the loss {self._kind!r} of a cut network, or of the original, is {value}: check the data, and the "
+                "dtype that the network computes in"
+            )
+        return value
+
+    def _of_batch(self, twin: Twin, number: int) -> _Sum:
+        batch = self._batches[number]
+        output = batch.through(twin)
+        if self._task is not None:
+            return _task_loss(self._task, output, twin.admitted(batch.target), batch)
+        pairs = list(zip(self._numbers(output), self._wanted[number], strict=True))
+        if self._kind == "kl":
+            return _divergence(pairs)
+        sums = [_squares(found, wanted) for found, wanted in pairs]
+        return sum(one for one, _ in sums), sum(one for _, one in sums)
+
+    def _numbers(self, result: Any) -> list[Tensor]:
+        """What a network gives that holds numbers, in float32 at least."""
+        found = [t for t in output_tensors(chosen_outputs(result, self._outputs)) if t.is_floating_point()]
+        return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in found if t.numel()]
+
+
+def _squares(found: Tensor, wanted: Tensor) -> _Sum:
+    """The squared error where the original is finite, and the squares of the original there."""
+    known = wanted.isfinite()
+    found, wanted = found.where(known, 0).double(), wanted.where(known, 0).double()
+    return (found - wanted).square().sum().item(), wanted.square().sum().item()
+
+
+def _divergence(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Sum:
+    if len(pairs) != 1 or pairs[0][0].ndim < 2:
+        raise InputError(
+            f"loss='kl' is for one tensor of logits [..., classes]; the model gives {[told(t) for t, _ in pairs]}: "
+            "name the one that is meant, outputs='logits', or take loss='outputs'"
+        )
+    found, wanted = (one.double().log_softmax(-1) for one in pairs[0])
+    value = F.kl_div(found, wanted, reduction="sum", log_target=True).item()
+    return value, found.numel() / found.shape[-1]
+
+
+def _task_loss(loss: Loss, output: Any, target: Any, batch: Batch) -> _Sum:
+    try:
+        value = loss(output, target)
+    except InputError:
+        raise
+    except Exception as error:  # the public boundary around the user's loss: any error it can raise
+        raise InputError(
+            f"the loss failed on batch {batch.number} of data, given {told(output)} and {told(target)}: "
+            f"{type(error).__name__}: {error}. loss= is a function of (output, target), a mean over the batch"
+        ) from error
+    if not isinstance(value, Tensor) or value.ndim:
+        raise InputError(
+            f"loss must return one number, the mean over the batch, as a tensor without dimensions; got {told(value)}"
+        )
+    return value.item() * batch.size, float(batch.size)
