@@ -1,21 +1,21 @@
 """torch-pruning's cuts as its README makes them, set to a size: what the tables hold structprune's against.
 
-A `BasePruner` (its `MagnitudePruner`) with `GroupMagnitudeImportance(p=2)`, the classifier ignored, uniform or
-global, widths rounded to 8 or 16. Only its `pruning_ratio` is searched for, by bisection, until the network has the
-MACs or the latency that is asked for: the nearest there is, above or below. Its rounding makes ladders of sizes, so
-the nearest may be some way off; every row says where it stands.
+A `BasePruner` (its `MagnitudePruner`), the classifier ignored, uniform or global, with `GroupMagnitudeImportance(p=2)`
+and widths rounded to 8 or 16 unless another criterion and rounding are asked for. Only its `pruning_ratio` is searched
+for, by bisection, until the network has the MACs or the latency that is asked for: the nearest there is, above or
+below. Its rounding makes ladders of sizes, so the nearest may be some way off; every row says where it stands.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 
 import structprune as sp
 
@@ -53,19 +53,34 @@ class Cut:
     history: Sequence[tuple[str, bool, Sequence[int]]]
 
 
-def cut(model: nn.Module, inputs: Inputs, mode: Mode, pruning_ratio: float) -> Cut:
-    """The pruned copy of `model` at one pruning ratio, in eval mode as torch-pruning leaves it."""
+def cut(
+    model: nn.Module,
+    inputs: Inputs,
+    mode: Mode,
+    pruning_ratio: float,
+    importance: Callable[[Any], Any] | None = None,
+    gradients: Mapping[str, Tensor] | None = None,
+) -> Cut:
+    """The pruned copy of `model` at one pruning ratio, in eval mode as torch-pruning leaves it.
+
+    `gradients` are what `importance` finds in the parameters' `.grad`. Attention layers of the kind that
+    `digits_networks` has (parts `q`, `k` and `v`, a number `heads`) are declared as such.
+    """
     args, kwargs = inputs
     model = copy.deepcopy(model)
+    for name, parameter in model.named_parameters():
+        parameter.grad = None if gradients is None else gradients[name].clone()
+    attention = [one for one in model.modules() if hasattr(one, "heads")]
     layers = [one for one in model.modules() if isinstance(one, (nn.Linear, nn.modules.conv._ConvNd))]
     pruner = tp.pruner.BasePruner(
         model,
         kwargs or args,
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        importance=importance or tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=pruning_ratio,
         global_pruning=mode.global_pruning,
         round_to=mode.round_to,
         ignored_layers=layers[-1:],
+        num_heads={part: one.heads for one in attention for part in (one.q, one.k, one.v)},
     )
     pruner.step()
     return Cut(model.eval(), pruning_ratio, tuple(pruner.pruning_history()))

@@ -156,10 +156,23 @@ class Use:
         """The weight as it is used, ``[groups, outputs, inputs]``: with masks, norms and casts over the parameter."""
         return self.place.seen(self.weight).flatten(2)
 
+    def laid(self, y: Tensor) -> Tensor:
+        """What the operation gave, or a tensor of its shape, ``[groups, rows, outputs]`` in the order of its rows."""
+        groups = self.place.seen(self.weight).shape[0]
+        if self.place.sliding is not None:
+            y = y if y.ndim == self.weight.ndim else y.unsqueeze(0)
+            y = y.reshape(len(y), groups, -1, y.shape[2:].numel())
+            return y.permute(1, 0, 3, 2).flatten(1, 2)
+        if y.ndim < 2:
+            return y.view(1, -1, 1) if self.weight.ndim < 2 else y.view(1, 1, -1)
+        y = y.mT if self.place.side == "left" else y
+        return y.reshape(groups, -1, y.shape[-1])
+
     def square_sums(self) -> Tensor:
         """The sum over the rows of their squares, ``[groups, inputs]``, in float32 at least."""
         x = self.input.detach()
-        squares = x.abs().to(torch.promote_types(x.dtype, torch.float32).to_real()).square()
+        size = x.abs() if x.is_complex() else x
+        squares = size.to(torch.promote_types(x.dtype, torch.float32).to_real()).square()
         if self.place.sliding is not None and x.ndim == self.weight.ndim:
             squares = squares.sum(0, keepdim=True)  # over samples first: patches of one, instead of all
         return self.place.rows(squares).sum(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from structprune.importance.batches import Batch
 from structprune.importance.calibration import Calibration, Loss, Sums
 from structprune.importance.chance import random
-from structprune.importance.gradients import fisher, hessian, snip, taylor
+from structprune.importance.gradients import fisher, hessian, snip
 from structprune.importance.groups import Combination, GroupTensors, MemberTensor
 from structprune.importance.inputs import wanda
 from structprune.importance.magnitude import l1, l2, linf
@@ -23,6 +23,7 @@ from structprune.importance.registry import (
 )
 from structprune.importance.scaling import bn_scale
 from structprune.importance.scoring import criterion_name, score
+from structprune.importance.slopes import taylor
 
 __all__ = [
     "CRITERIA",

@@ -75,18 +75,23 @@ class Calibration:
 
     def loss_of(self, twin: Twin, batch: Batch) -> Tensor:
         """The loss of a batch, ready for differentiation; raises InputError where it is not one finite number."""
-        where = f"batch {batch.number} of data"
         with torch.inference_mode(False), torch.enable_grad():
-            output, target = batch.through(twin), twin.admitted(batch.target)
-            try:
-                value = self.loss(output, target)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
-            except Exception as error:  # the public boundary around the user's loss: any error it can raise
-                raise InputError(
-                    f"the loss failed on {where}, given {told(output)} and {told(target)}: {type(error).__name__}: "
-                    f"{error}. loss= is a function of (output, target) that returns the mean over the batch"
-                ) from error
+            return self.value_of(batch.through(twin), twin.admitted(batch.target), batch)
+
+    def value_of(self, output: Any, target: Any, batch: Batch) -> Tensor:
+        """The loss of what a network made of a batch, or of a sample of it, ready for differentiation; raises as
+        `loss_of`.
+        """
+        where = f"batch {batch.number} of data"
+        try:
+            value = self.loss(output, target)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        except Exception as error:  # the public boundary around the user's loss: any error it can raise
+            raise InputError(
+                f"the loss failed on {where}, given {told(output)} and {told(target)}: {type(error).__name__}: "
+                f"{error}. loss= is a function of (output, target) that returns the mean over the batch"
+            ) from error
         if not isinstance(value, Tensor) or value.ndim:
             raise InputError(
                 f"{where}: loss must return one number, the mean over the batch, as a tensor without dimensions; got "

@@ -1,4 +1,4 @@
-"""Criteria from the loss's derivatives: first order (Taylor, SNIP), and second order by the diagonal (Fisher, Hessian).
+"""Criteria from the derivatives of the loss by weights: first order (SNIP), second by the diagonal (Fisher, Hessian).
 
 Each takes the loss for a power series in the weights around where they are, and asks what setting a channel's weights
 to zero would change. Gradients are taken by `torch.autograd.grad` on a twin of the model, frozen parameters included.
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from structprune.errors import InputError
-from structprune.importance.calibration import Calibration, Sums, mean_everywhere
+from structprune.importance.calibration import Calibration, Sums
 from structprune.importance.chance import require_seed
 from structprune.importance.groups import GroupTensors
 from structprune.importance.reductions import abs_sum, plain_sum
@@ -30,9 +30,7 @@ __all__ = [
     "hessian",
     "hessian_diagonal",
     "mean_gradients",
-    "slopes_of_samples",
     "snip",
-    "taylor",
 ]
 
 
@@ -43,23 +41,6 @@ def mean_gradients(calibration: Calibration) -> dict[str, Tensor]:
     for batch in calibration:
         sums.add(_gradients(calibration.loss_of(twin, batch), parameters), batch.size)
     return sums.means()
-
-
-def slopes_of_samples(calibration: Calibration) -> dict[str, NDArray[np.float64]]:
-    """For each group, by its name, the mean over samples of |sum of weight x gradient over a channel's consumers|."""
-    twin = Twin(calibration.model, gradients=True)
-    read = {m.name for group in calibration.groups for m in group.consumers or group.parameters}
-    parameters: dict[str, Tensor] = {n: twin.parameters[n] for n in calibration.parameters if n in read}
-    sums = {group.name: np.zeros(group.shape) for group in calibration.groups}
-    count = 0
-    for batch in calibration:
-        for sample in batch.samples():
-            found = _gradients(calibration.loss_of(twin, sample), parameters)
-            calibration.groups[0].shared.collected({n: _wide(g) for n, g in found.items() if g is not None})
-            for group in calibration.groups:
-                sums[group.name] += np.abs(group.total(plain_sum, group.consumers or None, of=_products))
-        count += batch.size
-    return mean_everywhere(sums, count)
 
 
 def fisher_diagonal(calibration: Calibration) -> dict[str, Tensor]:
@@ -101,21 +82,6 @@ def hessian_diagonal(calibration: Calibration, *, probes: int = 8, seed: int = 0
                     probe == 0,
                 )
     return sums.means()
-
-
-@criterion(slopes_of_samples, labels=True)
-def taylor(group: GroupTensors) -> NDArray[np.float64]:
-    """The mean over samples of |d loss / d gate|, for a gate of 1 on each channel where it is read: float64 [size].
-
-    Molchanov, Tyree, Karras, Aila, Kautz: Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR
-    2017 (arXiv:1611.06440), and Molchanov, Mallya, Tyree, Frosio, Kautz: Importance Estimation for Neural Network
-    Pruning, CVPR 2019 (arXiv:1906.10771): the first-order change of a sample's loss where the channel is removed, which
-    is the sum of weight x gradient over all of its consumers. Samples must not cancel: at the end of training the
-    gradient of their mean is next to nothing. Where no weight reads a channel (queries and keys), the sum is over the
-    weights that make it. Scaled with the loss.
-    """
-    found: NDArray[np.float64] = group.statistics[group.name]
-    return found
 
 
 @criterion(mean_gradients, labels=True)

@@ -25,7 +25,7 @@ from structprune.importance.inputs import require_observed
 from structprune.importance.registry import criterion
 from structprune.observe import Place, Twin, Use
 
-__all__ = ["InputGram", "input_grams", "obs"]
+__all__ = ["InputGram", "channel_labels", "input_grams", "obs"]
 
 
 @dataclass(frozen=True)
@@ -125,17 +125,17 @@ def obs(group: GroupTensors) -> NDArray[np.float64]:
     total = np.zeros(math.prod(group.shape))
     for member in group.consumers:
         for read in group.statistics.get(member.name, ()):
-            labels = read.place.matrices(_labels(member, read.place))[:, 0].cpu().numpy()
+            labels = read.place.matrices(channel_labels(member, read.place))[:, 0].cpu().numpy()
             total += read.removal_errors(labels, len(total))
     for member in () if group.consumers else group.parameters:
         for read in group.statistics.get(member.name, ()):
-            labels = read.place.matrices(_labels(member, read.place))[:, :, 0].cpu().numpy()
+            labels = read.place.matrices(channel_labels(member, read.place))[:, :, 0].cpu().numpy()
             said = labels >= 0
             total += np.bincount(labels[said], read.energies().cpu().numpy()[said], len(total))
     return total.reshape(group.shape)
 
 
-def _labels(member: MemberTensor, place: Place) -> Tensor:
+def channel_labels(member: MemberTensor, place: Place) -> Tensor:
     """The number of the channel at each position of the parameter, int64 of its shape, -1 where there is none."""
     shape = place.steps[0][0].size
     dims = member.together or (member.dim,)

@@ -113,15 +113,7 @@ def tapped(
 
 def targets(use: Use) -> Tensor:
     """What an operation gave, ``[groups, rows, outputs]``, in the order of its rows."""
-    y, groups = use.output, use.matrices().shape[0]
-    if use.place.sliding is not None:
-        y = y if y.ndim == use.weight.ndim else y.unsqueeze(0)
-        y = y.reshape(len(y), groups, -1, y.shape[2:].numel())
-        return y.permute(1, 0, 3, 2).flatten(1, 2)
-    if y.ndim < 2:
-        return y.view(1, -1, 1) if use.weight.ndim < 2 else y.view(1, 1, -1)
-    y = y.mT if use.place.side == "left" else y
-    return y.reshape(groups, -1, y.shape[-1])
+    return use.laid(use.output)
 
 
 def pieces(use: Use, y: Tensor | None = None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
