@@ -81,7 +81,7 @@ class TestCrossValidate:
             model,
             data,
             x,
-            strengths=(0.0, 0.02),
+            strengths=np.array([0.0, 0.02]),
             thresholds=(0.0, 0.8),
             folds=3,
             seed=4,
@@ -151,6 +151,7 @@ class TestCrossValidate:
             ({"strengths": (1.0, 1.0)}, "each once"),
             ({"strengths": (-1.0,)}, "strength"),
             ({"folds": 1}, "folds"),
+            ({"strengths": "much"}, "strengths"),
         ],
     )
     def test_bad_arguments_are_named(self, wrong: dict[str, Any], message: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from structprune.arguments import typed
 from structprune.budget import Budget
 from structprune.engines import trace
 from structprune.errors import InputError
@@ -34,14 +35,15 @@ Metric = Callable[[nn.Module, Dataset[Any]], float]
 MakePenalty = Callable[[DependencyGraph, float], Hook]
 
 
+@typed
 def cross_validate(
     model: nn.Module,
     data: Dataset[Any],
     example_inputs: Any,
     *,
-    strengths: Sequence[float],
-    thresholds: Sequence[float] = (),
-    budgets: Sequence[Budget] = (),
+    strengths: Iterable[float],
+    thresholds: Iterable[float] = (),
+    budgets: Iterable[Budget] = (),
     penalty: MakePenalty = GroupLasso,
     folds: int | Splitter | Iterable[tuple[Any, Any]] = 5,
     criterion: str | Criterion = "l2",
@@ -68,11 +70,12 @@ def cross_validate(
 
     Raises InputError for a bad argument, and if scikit-learn is missing.
     """
+    strengths, thresholds = list(map(float, strengths)), list(map(float, thresholds))
     cuts: list[float | Budget] = [*thresholds, *budgets]
-    if bool(thresholds) == bool(budgets):
+    if not cuts or 0 < len(thresholds) < len(cuts):
         raise InputError("give thresholds= or budgets=, at least one and not both")
-    if not strengths or any(strengths.count(strength) > 1 for strength in strengths):
-        raise InputError(f"strengths={list(strengths)!r}: expected at least one, each once")
+    if not strengths or len(set(strengths)) < len(strengths):
+        raise InputError(f"{strengths=}: expected at least one, each once")
     graph = trace(model, example_inputs)
     work = _Work(
         model, data, graph, penalty, criterion, cut or {}, metric, epochs_after, {**training, "seed": seed}

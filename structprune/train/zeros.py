@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.errors import InputError
 from structprune.graph import DependencyGraph
 from structprune.importance import Criterion, criterion_name, score
@@ -24,6 +25,7 @@ from structprune.selection.units import Constraints, Unit, build_units, candidat
 __all__ = ["zero_plan"]
 
 
+@typed
 def zero_plan(
     graph: DependencyGraph,
     model: nn.Module,

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from structprune.engines import trace
 from structprune.errors import InputError
 from structprune.graph import ChannelGroup, DependencyGraph
 from structprune.importance.groups import MemberTensor
 from structprune.selection.units import Constraints, candidate_groups
 from structprune.train.hooks import Hook, Metrics, Run
-from structprune.train.penalties.channels import Channels, channels_of
+from structprune.train.penalties.channels import Channels, channels_of, is_traced
 
 __all__ = ["Penalty", "step_sizes"]
 
@@ -27,6 +28,7 @@ class _Part(Protocol):
 
 
 Part = TypeVar("Part", bound=_Part)
+Placed = list[tuple[nn.Parameter, torch.device]]
 
 
 class Penalty(Hook, ABC, Generic[Part]):
@@ -42,7 +44,8 @@ class Penalty(Hook, ABC, Generic[Part]):
     that what training comes to rest at is a minimum of loss and penalty together. Beside Adam and its like, whose steps
     are not of the gradient's size, it is as strong as AdamW's decoupled weight decay. With `proximal=False` the
     penalty's gradient is added to the loss's: small weights, no exact zeros. `growth` is the share of the steps over
-    which the strength grows from zero, in proportion to the steps done.
+    which the strength grows from zero, in proportion to the steps done. With `example_inputs` a network that has been
+    cut since (between the steps of `prune_gradually`) is traced again; without, it is refused.
     """
 
     def __init__(
@@ -54,17 +57,19 @@ class Penalty(Hook, ABC, Generic[Part]):
         keep: str | Iterable[str] = (),
         proximal: bool = True,
         growth: float = 0.0,
+        example_inputs: Any = None,
     ) -> None:
-        if not 0 <= strength < math.inf:
+        if not isinstance(graph, DependencyGraph):
+            raise InputError(f"graph is a {type(graph).__name__}; expected what structprune.trace returns")
+        if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
             raise InputError(f"{strength=}: a penalty's strength is a finite number of 0 or more")
-        if not 0 <= growth <= 1:
+        if not isinstance(growth, int | float) or not 0 <= growth <= 1:
             raise InputError(f"{growth=}: expected the share of the steps, in [0, 1]")
-        bounds = Constraints(keep=_listed(keep), only=_listed(only))
-        self.strength, self.proximal, self.growth = float(strength), proximal, growth
-        self.groups: tuple[ChannelGroup, ...] = tuple(
-            graph.groups[position] for position in candidate_groups(graph.groups, bounds)
-        )
-        self._bound: tuple[list[nn.Parameter], tuple[Channels, ...], tuple[Part, ...]] | None = None
+        self._bounds = Constraints(keep=_listed(keep), only=_listed(only))
+        self._example_inputs = example_inputs
+        self.strength, self.proximal, self.growth = float(strength), proximal, float(growth)
+        self.groups: tuple[ChannelGroup, ...] = self._chosen(graph)
+        self._bound: tuple[Placed, tuple[Channels, ...], tuple[Part, ...]] | None = None
 
     # -- what each penalty says of itself --------------------------------------------------------------------------
 
@@ -153,9 +158,13 @@ class Penalty(Hook, ABC, Generic[Part]):
         return min(1.0, step / whole) if whole > 0 else 1.0
 
     def _of(self, model: nn.Module) -> tuple[tuple[Channels, ...], tuple[Part, ...]]:
-        """The model's channels and the penalty's parts, found anew where its trainable parameters are others."""
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if self._bound is None or list(map(id, self._bound[0])) != list(map(id, trainable)):
+        """The model's channels and the penalty's parts, found anew where its trainable parameters are others, or lie
+        elsewhere.
+        """
+        trainable = [(p, p.device) for p in model.parameters() if p.requires_grad]
+        if self._bound is None or not _same(self._bound[0], trainable):
+            if self._example_inputs is not None and not is_traced(model, self.groups):
+                self.groups = self._chosen(trace(model, self._example_inputs))
             groups = channels_of(model, self.groups, self._belongs)
             self._bound = (trainable, groups, self._parts(groups))
             if not self._bound[2]:
@@ -165,6 +174,9 @@ class Penalty(Hook, ABC, Generic[Part]):
                     "weights that it counts; print(graph) lists the groups, and why some must stay"
                 )
         return self._bound[1], self._bound[2]
+
+    def _chosen(self, graph: DependencyGraph) -> tuple[ChannelGroup, ...]:
+        return tuple(graph.groups[position] for position in candidate_groups(graph.groups, self._bounds))
 
 
 def step_sizes(optimizer: Optimizer) -> Mapping[int, float]:
@@ -178,6 +190,13 @@ def step_sizes(optimizer: Optimizer) -> Mapping[int, float]:
         gain = (1 - group.get("dampening", 0.0)) / (1 - group.get("momentum", 0.0))
         sizes.update({id(parameter): float(group["lr"]) * gain for parameter in group["params"]})
     return sizes
+
+
+def _same(before: Placed, now: Placed) -> bool:
+    """Whether these are the same tensors in the same places."""
+    return len(before) == len(now) and all(
+        p is q and old == new for (p, old), (q, new) in zip(before, now, strict=True)
+    )
 
 
 def _listed(patterns: str | Iterable[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ indices on the parameters' device, so that a step of training reads each weight 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from structprune.importance.groups import GroupLike, GroupTensors, MemberTensor,
 from structprune.masking.targets import all_targets
 from structprune.tensors import named_tensors
 
-__all__ = ["Channels", "Slices", "channels_of"]
+__all__ = ["Channels", "Slices", "channels_of", "is_traced"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +110,27 @@ def channels_of(
     Groups that are frozen, or of which nothing is trainable, are left out. A model whose weights were masked
     (`sparsify`) after it was traced is taken as well. Raises InputError where the model is not the one that was traced.
     """
-    behind_masks = {target.name: target.parameter for target in all_targets(model)}
-    tensors = {**behind_masks, **named_tensors(model)}
+    tensors = _tensors(model)
     found = (_channels(group, tensors, belongs) for group in group_tensors(model, _Traced(groups), tensors))
     return tuple(channels for channels in found if channels.slices)
+
+
+def is_traced(model: nn.Module, groups: Iterable[GroupLike]) -> bool:
+    """Whether the model has every tensor that these groups cut, in the size that they know."""
+    tensors = _tensors(model)
+    return all(
+        member.tensor in tensors
+        and member.dim < tensors[member.tensor].ndim
+        and tensors[member.tensor].shape[member.dim] == len(member.index)
+        for group in groups
+        for member in group.members
+    )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors by name; what lies behind a mask also by the name that it had without."""
+    behind_masks = {target.name: target.parameter for target in all_targets(model)}
+    return {**behind_masks, **named_tensors(model)}
 
 
 @dataclass(frozen=True)
