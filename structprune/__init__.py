@@ -27,6 +27,7 @@ from structprune.masking import finalize, nonzeros, sparsify
 from structprune.measure import count_macs, count_params, peak_activation_bytes, weight_bytes
 from structprune.pipeline import LossForecast, PruneReport, PruneResult, prune
 from structprune.plan import PruningPlan
+from structprune.recipes import Recipe, RecipeResult, run_recipe
 from structprune.refit import RefitReport, refit
 from structprune.rewriting import rewrite
 from structprune.rules import Call
@@ -72,6 +73,8 @@ __all__ = [
     "PruningPlan",
     "QuantityCut",
     "Ratio",
+    "Recipe",
+    "RecipeResult",
     "RefitReport",
     "Runtime",
     "Sensitivity",
@@ -102,6 +105,7 @@ __all__ = [
     "refit",
     "rewrite",
     "rule",
+    "run_recipe",
     "save",
     "score",
     "select",

@@ -104,8 +104,11 @@ def _packed(value: Any, place: tuple[str, ...], tensors: dict[str, torch.Tensor]
         return {_MARK + "tensor": name}
     if isinstance(value, float) and not math.isfinite(value):
         return {_MARK + "float": repr(float(value))}
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or isinstance(value, bool):
         return value
+    for plain in (int, float, str):
+        if isinstance(value, plain):
+            return plain(value)  # a version's text, a named number
     if isinstance(value, (list, tuple)):
         items = [_packed(item, (*place, str(number)), tensors) for number, item in enumerate(value)]
         return {_MARK + "tuple": items} if isinstance(value, tuple) else items

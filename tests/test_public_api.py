@@ -24,6 +24,8 @@ NAMES = [
     "staircase", "weight_bytes",
     # files
     "ExportReport", "FilesReport", "apply_plan_to_files", "export_onnx", "load", "load_plans", "save",
+    # pipelines as data
+    "Recipe", "RecipeResult", "run_recipe",
     # building without memory
     "empty_weights",
     # training: a package with names of its own

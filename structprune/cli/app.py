@@ -18,6 +18,8 @@ from structprune.cli.output import error_document, write_document
 from structprune.cli.plan import plan
 from structprune.cli.prune import prune
 from structprune.cli.rules import rules
+from structprune.cli.run import run
+from structprune.cli.schema import schema
 from structprune.cli.sensitivity import sensitivity
 from structprune.cli.sparsify import sparsify
 from structprune.cli.staircase import staircase
@@ -44,6 +46,8 @@ for command in (
     staircase,
     sensitivity,
     export,
+    run,
+    schema,
     rules,
 ):
     app.command(epilog=EXIT_CODES_HELP)(command)

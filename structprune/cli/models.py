@@ -1,4 +1,4 @@
-"""From what is written on the command line to a model: `package.module:factory` or `file.py:factory`.
+"""The models that a command is asked for: built anew, or filled from a saved folder.
 
 A saved folder holds a plan and weights and no code, so it is always loaded together with the factory that
 builds the original architecture. Nothing that a folder says is imported or run.
@@ -6,25 +6,16 @@ builds the original architecture. Nothing that a folder says is imported or run.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 import structprune as sp
-from structprune.errors import InputError
+from structprune.by_name import build_data, build_loss, import_module, model_factory
 
-__all__ = ["build_data", "build_loss", "build_model", "import_module", "model_factory"]
-
-_HINT = "name a model as package.module:factory or path/to/file.py:factory"
+__all__ = ["build_data", "build_loss", "build_model", "empty_model", "import_module", "model_factory"]
 
 
 def build_model(name: str, folder: Path | None, seed: int, rewrite_for: Any = None) -> nn.Module:
@@ -50,113 +41,3 @@ def empty_model(name: str) -> nn.Module:
     factory = model_factory(name)
     with sp.empty_weights():
         return factory()
-
-
-def model_factory(name: str) -> Callable[[], nn.Module]:
-    """A function without arguments that gives the model `name` stands for; its errors are explained."""
-    found = _lookup(name)
-    if isinstance(found, nn.Module):
-        return lambda: found
-    if not callable(found):
-        raise InputError(f"{name}: expected a callable that returns an nn.Module, got {type(found).__name__}")
-
-    def factory() -> nn.Module:
-        try:
-            model = found()
-        except Exception as error:
-            raise InputError(f"{name}() failed{_where(error)}: {type(error).__name__}: {error}") from error
-        if not isinstance(model, nn.Module):
-            raise InputError(f"{name}() returned {type(model).__name__}, expected an nn.Module")
-        return model
-
-    return factory
-
-
-def build_data(name: str | None, option: str = "--data") -> Iterable[Any] | None:
-    """The batches that `name`, given as `option`, stands for: an iterable, or what a function without arguments
-    returns; None for None.
-
-    Raises InputError where it is not found, fails, or is nothing to go through.
-    """
-    found = None if name is None else _lookup(name, option)
-    if callable(found) and not isinstance(found, Iterable):
-        try:
-            found = found()
-        except Exception as error:
-            raise InputError(f"{name}() failed{_where(error)}: {type(error).__name__}: {error}") from error
-    if found is not None and not isinstance(found, Iterable):
-        raise InputError(
-            f"{name}: expected an iterable of batches, or a function that returns one, got {found!r}"
-        )
-    return found
-
-
-def build_loss(name: str | None) -> Callable[..., Any] | None:
-    """The function of (output, target) that `name` stands for; None for None. Raises InputError for anything else."""
-    found = None if name is None else _lookup(name, "--loss")
-    if found is not None and not callable(found):
-        raise InputError(f"{name}: expected a function of (output, target), got {type(found).__name__}")
-    return found
-
-
-def _lookup(name: str, what: str = "model") -> Any:
-    module_name, separator, attribute = name.rpartition(":")
-    if not separator or not module_name or not attribute:
-        raise InputError(f"{what} {name!r} has no factory: {_HINT}")
-    found: Any = import_module(module_name)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise InputError(f"{what} {name!r}: {module_name} has no {attribute!r}{_near(found, part)}")
-        found = getattr(found, part)
-    return found
-
-
-def _near(owner: Any, part: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(part, [n for n in dir(owner) if not n.startswith("_")], n=3)
-    return f"; did you mean {', '.join(close)}?" if close else ""
-
-
-def import_module(module_name: str) -> ModuleType:
-    cwd = os.getcwd()
-    if cwd not in sys.path:  # as `python -m` does: a model beside the user is importable
-        sys.path.insert(0, cwd)
-    try:
-        return (
-            _import_file(Path(module_name))
-            if module_name.endswith(".py")
-            else importlib.import_module(module_name)
-        )
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise InputError(f"no module named {error.name!r} here ({cwd}) or installed: {_HINT}") from error
-        raise InputError(f"importing {module_name} failed{_where(error)}: {error}") from error
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"importing {module_name} failed{_where(error)}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"no file {str(path)!r}: {_HINT}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file that can be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickling look their module up there
-    sys.path.insert(0, str(path.resolve().parent))
-    spec.loader.exec_module(module)
-    return module
-
-
-def _where(error: BaseException) -> str:
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if f.filename != __file__ and "importlib" not in f.filename
-    ]
-    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import structprune as sp
-from structprune.importance import CRITERIA, needs_of, options_of
+from structprune.importance import CRITERIA, draws, needs_of, options_of
 
 __all__ = [
     "BatchOption",
@@ -256,11 +256,6 @@ def the_budget(runtime: sp.Runtime | None = None, **limits: float | None) -> sp.
         named = [f"--{quantity.replace('_', '-')}" for quantity in limits]
         raise sp.InputError(f"give at least one of {', '.join(named[:-1])} and {named[-1]}")
     return sp.Budget(**given, runtime=runtime or sp.Runtime())
-
-
-def draws(criterion: str) -> bool:
-    """Whether a criterion of this name draws random numbers, and so takes a seed."""
-    return criterion in CRITERIA and any("seed" in names for names in options_of(CRITERIA[criterion]))
 
 
 def reads_data(criterion: str) -> bool:

@@ -47,14 +47,14 @@ class Steps:
         self._progress.update(self._task, description=label, advance=1 if self._started else 0)
         self._started = True
 
-    def part(self, done: int, total: int) -> None:
+    def part(self, done: int, total: int, what: str = "profiling") -> None:
         """Say how far within the step the work is; the time left follows from the parts that are done."""
         now = time.monotonic()
         if done <= 1 or self._began is None:
             self._began = now
             return
         left = (now - self._began) / (done - 1) * (total - done)
-        self._progress.update(self._task, description=f"profiling {done}/{total}, about {left:.0f} s left")
+        self._progress.update(self._task, description=f"{what} {done}/{total}, about {left:.0f} s left")
 
 
 class Output:

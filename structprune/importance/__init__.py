@@ -18,6 +18,7 @@ from structprune.importance.registry import (
     Criterion,
     Needs,
     criterion,
+    draws,
     needs_of,
     options_of,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "bn_scale",
     "criterion",
     "criterion_name",
+    "draws",
     "fisher",
     "fpgm",
     "hessian",

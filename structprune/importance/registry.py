@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from numpy.typing import ArrayLike
 
-__all__ = ["CRITERIA", "Collector", "Criterion", "Needs", "criterion", "needs_of", "options_of"]
+__all__ = ["CRITERIA", "Collector", "Criterion", "Needs", "criterion", "draws", "needs_of", "options_of"]
 
 Criterion = Callable[..., ArrayLike | torch.Tensor]
 """`criterion(group: GroupTensors, **options)` -> one number per channel, higher is more important."""
@@ -72,3 +72,8 @@ def options_of(function: Criterion) -> tuple[set[str], set[str]]:
     asked = [function] if needs is None else [function, needs.collect]
     named = [set(list(inspect.signature(one).parameters)[1:]) for one in asked]
     return named[0], named[1] if len(named) > 1 else set()
+
+
+def draws(criterion: str) -> bool:
+    """Whether a criterion of this name draws random numbers, and so takes a seed."""
+    return criterion in CRITERIA and any("seed" in names for names in options_of(CRITERIA[criterion]))

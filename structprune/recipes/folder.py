@@ -1,0 +1,147 @@
+"""The folder of a run: the recipe, the state after what was done last, and what was made.
+
+State files are numbered and whole (see `structprune.archive`). The last two are kept, so that one that the disk has
+damaged does not end the run: it goes on from the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from structprune.archive import read_archive, sync, write_archive
+from structprune.errors import InputError, StorageError
+from structprune.recipes.recipe import Recipe
+
+__all__ = ["RunFolder"]
+
+RECIPE, RESULTS, DENSE, LOCK = "recipe.json", "results.json", "dense.safetensors", ".lock"
+_KEPT = 2
+
+
+class RunFolder:
+    """A folder in which one recipe is run; open for one process at a time."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.notes: list[str] = []
+        """What was found damaged, and what was done about it."""
+        self._number = 0
+
+    @contextmanager
+    def opened(self, recipe: Recipe) -> Iterator[None]:
+        """Inside, the folder is this process's, and this recipe's.
+
+        Raises InputError where another process has it, where it holds another recipe, which is told field by field, or
+        files that are of no run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"{self.path} is in use: another process runs a recipe there") from None
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error}") from error
+        try:
+            self._claim(recipe)
+            yield
+        finally:
+            lock.release()
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest state that is whole; None where the run has none yet.
+
+        Raises StorageError where all there are are damaged.
+        """
+        found = self._states()
+        for number in sorted(found, reverse=True):
+            try:
+                content = read_archive(found[number])
+            except StorageError as error:
+                self.notes.append(f"{error}; going on from the state before it")
+                continue
+            self._number = number
+            return dict(content)
+        if found:
+            raise StorageError(
+                f"{self.path}: no state of the run is whole ({'; '.join(self.notes)}); remove the folder to begin anew"
+            )
+        return None
+
+    def keep(self, content: Mapping[str, Any]) -> None:
+        """Writes the next state, then removes those that are no longer needed."""
+        self._number += 1
+        write_archive(self._state(self._number), content)
+        for number, path in self._states().items():
+            if number <= self._number - _KEPT or number > self._number:
+                path.unlink()
+
+    def keep_dense(self, state: Mapping[str, Any]) -> None:
+        """Writes the weights before the first cut."""
+        write_archive(self.path / DENSE, state)
+
+    def dense(self) -> dict[str, Any]:
+        """The weights before the first cut."""
+        return dict(read_archive(self.path / DENSE))
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Writes what is known so far, for people and programs to read."""
+        _write_text(self.path / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+    def _claim(self, recipe: Recipe) -> None:
+        own = self.path / RECIPE
+        if own.is_file():
+            before = Recipe.load(own)
+            changed = _differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
+            if changed:
+                raise InputError(
+                    f"{self.path} holds a run of another recipe: {'; '.join(changed[:5])}. Name another folder for the "
+                    "new recipe, or remove this one"
+                )
+            return
+        others = [p.name for p in self.path.iterdir() if p.name != LOCK and not p.name.endswith(".new")]
+        if others:
+            raise InputError(f"{self.path} holds {others[0]} and no run of a recipe: name a new folder")
+        _write_text(own, recipe.to_json())
+
+    def _state(self, number: int) -> Path:
+        return self.path / f"state-{number:06d}.safetensors"
+
+    def _states(self) -> dict[int, Path]:
+        return {int(p.stem.partition("-")[2]): p for p in self.path.glob("state-[0-9]*.safetensors")}
+
+
+def _write_text(path: Path, text: str) -> None:
+    staged = path.with_name(f"{path.name}.new")
+    try:
+        staged.write_text(text, encoding="utf-8", newline="\n")
+        sync(staged)
+        os.replace(staged, path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+
+
+def _differences(before: Any, now: Any, place: str = "") -> list[str]:
+    """Where two recipes differ: the place, what was, and what is."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            each
+            for key in keys
+            for each in _differences(before.get(key), now.get(key), f"{place}.{key}".lstrip("."))
+        ]
+    if isinstance(before, list) and isinstance(now, list):
+        if len(before) != len(now):
+            return [f"{place} has {len(now)} entries, the folder's {len(before)}"]
+        pairs = zip(before, now, strict=True)
+        return [
+            each for n, (old, new) in enumerate(pairs) for each in _differences(old, new, f"{place}[{n}]")
+        ]
+    return [] if before == now else [f"{place} is {now!r}, the folder's {before!r}"]

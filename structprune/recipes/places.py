@@ -1,0 +1,122 @@
+"""Where in a file something stands: the text as plain data with line numbers, and errors that name both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from structprune.errors import InputError
+from structprune.recipes.fields import did_you_mean
+
+__all__ = ["Document", "explained", "read"]
+
+Place = tuple[str | int, ...]
+_MOST = 5  # errors that are told at once
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain data, the name of where it is from, and the lines of its parts where they are known."""
+
+    content: Any
+    name: str
+    lines: Mapping[Place, int] = field(default_factory=dict)
+
+
+def read(text: str, name: str, as_json: bool = False) -> Document:
+    """What a text of YAML, or of JSON, says; raises InputError where it is neither, or says a key twice."""
+    if as_json:
+        try:
+            return Document(json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, name)), name)
+        except ValueError as error:
+            raise InputError(f"{name} is no JSON: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[Place, int] = {}
+        _walk(node, (), lines, name)
+        return Document(yaml.safe_load(text), name, lines)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name} is no YAML: {error}") from None
+
+
+def explained(error: ValidationError, document: Document) -> str:
+    """The first few errors, each with its place, its line, and what to do."""
+    found = list(dict.fromkeys(_told(each, document) for each in error.errors(include_url=False)))
+    more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
+    return "\n".join([*found[:_MOST], *more])
+
+
+def _told(error: Any, document: Document) -> str:
+    place = _place(error, document.content)
+    line = next(
+        (document.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in document.lines), None
+    )
+    where = document.name if line is None else f"{document.name}:{line}"
+    spelled = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
+    return f"{where}: {spelled}: {_message(error)}" if spelled else f"{where}: {_message(error)}"
+
+
+def _message(error: Any) -> str:
+    context, given = error.get("ctx", {}), error["input"]
+    if error["type"] == "missing":
+        return "this key is missing"
+    if error["type"] == "union_tag_not_found":
+        return f"the key {context['discriminator']} is missing; it says what this is"
+    if error["type"] == "union_tag_invalid":
+        known = [name.strip().strip("'") for name in context["expected_tags"].split(",")]
+        key = context["discriminator"].strip("'")
+        return f"unknown {key} {context['tag']!r}; {did_you_mean(context['tag'], known)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    plain = isinstance(given, (str, int, float, bool)) and error["type"] not in ("value_error", "unknown_key")
+    return f"{message} (got {given!r})" if plain else message
+
+
+def _place(error: Any, content: Any) -> Place:
+    """The keys and indices that lead to what is wrong; pydantic's names of union members are none."""
+    steps: list[str | int] = []
+    for step in error["loc"]:
+        inside = step in content if isinstance(content, Mapping) else _is_index(step, content)
+        if inside:
+            steps.append(step)
+            content = content[step]
+    if error["type"] == "missing":
+        steps.append(error["loc"][-1])
+    elif error["type"] == "unknown_key":
+        steps.append(error["ctx"]["key"])
+    elif error["type"].startswith("union_tag_i"):
+        steps.append(error["ctx"]["discriminator"].strip("'"))
+    return tuple(steps)
+
+
+def _is_index(step: str | int, content: Any) -> bool:
+    return isinstance(step, int) and isinstance(content, (list, tuple)) and step < len(content)
+
+
+def _walk(node: yaml.Node | None, place: Place, lines: dict[Place, int], name: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inside = (*place, key.value)
+            if inside in lines:
+                raise InputError(
+                    f"{name}:{key.start_mark.line + 1}: the key {key.value!r} is there twice, first in line "
+                    f"{lines[inside]}"
+                )
+            lines[inside] = key.start_mark.line + 1
+            _walk(value, inside, lines, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            lines[(*place, number)] = value.start_mark.line + 1
+            _walk(value, (*place, number), lines, name)
+
+
+def _once(pairs: list[tuple[str, Any]], name: str) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"{name}: the key {key!r} is there twice in one object")
+    return dict(pairs)

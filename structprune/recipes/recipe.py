@@ -1,0 +1,118 @@
+"""`Recipe`: a pipeline as data, read from YAML or JSON; what is wrong with it is said with its place."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from structprune.errors import InputError
+from structprune.inputs import parse_inputs
+from structprune.recipes.data import DataSource
+from structprune.recipes.fields import Strict
+from structprune.recipes.places import Document, explained, read
+from structprune.recipes.steps import Evaluate, Export, Prune, Step, Train, kind_of
+
+__all__ = ["Recipe"]
+
+
+class Recipe(Strict):
+    """A pipeline: a model, example inputs, data, and steps that are done in order.
+
+    `model` is package.module:factory or file.py:factory, `input` sizes as on the command line, `data` digits, a mapping
+    that names a data set, or file.py:function. A share `validation` of the training data is never trained on; every
+    training step then reports the accuracy on it. Files are looked for beside the recipe. Raises InputError, from
+    `load` and `parse`, for what no recipe can be: unknown keys, values out of range, steps that lack their data.
+
+    >>> recipe = Recipe.parse('''
+    ... version: 1
+    ... model: nets.py:small
+    ... input: 1x1x16x16
+    ... data: digits
+    ... steps:
+    ...   - {step: train, epochs: 2, lr: 0.05}
+    ...   - {step: prune, budget: {macs: 0.5}}
+    ... ''')
+    >>> [step.step for step in recipe.steps]
+    ['train', 'prune']
+    """
+
+    version: Literal[1]
+    model: str
+    input: list[str]
+    rewrite: bool = False
+    data: DataSource | None = None
+    validation: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    seed: int = 0
+    steps: Annotated[list[Step], Field(min_length=1)]
+    _base: Path = PrivateAttr(default_factory=Path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Recipe:
+        """The recipe in a file, YAML or, if it ends in .json, JSON."""
+        file = Path(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} cannot be read: {error}") from error
+        return Recipe.parse(text, str(file), file.parent, as_json=file.suffix == ".json")
+
+    @staticmethod
+    def parse(text: str, name: str = "recipe", base: Path = Path(), *, as_json: bool = False) -> Recipe:
+        """The recipe in a text; `name` goes into messages, and files are looked for in `base`."""
+        return Recipe.of(read(text, name, as_json), base)
+
+    @staticmethod
+    def of(document: Document | dict[str, Any], base: Path = Path()) -> Recipe:
+        """The recipe of plain data."""
+        given = document if isinstance(document, Document) else Document(document, "recipe")
+        try:
+            recipe = Recipe.model_validate(given.content)
+        except ValidationError as error:
+            raise InputError(explained(error, given)) from None
+        recipe._base = base
+        return recipe
+
+    @property
+    def base(self) -> Path:
+        """The folder beside which files are looked for."""
+        return self._base
+
+    def to_json(self) -> str:
+        """The recipe as JSON with all that was left out filled in."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
+    @field_validator("input")
+    @classmethod
+    def _sizes(cls, given: list[str]) -> list[str]:
+        parse_inputs(given)
+        return given
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        return {"name": "own", "function": given} if ":" in given else {"name": given}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        files = [step.file for step in self.steps if isinstance(step, Export)]
+        for number, step in enumerate(self.steps):
+            place = f"steps[{number}] ({kind_of(step)})"
+            drawn = isinstance(step, Prune) and (step.data or step.calibration)
+            if self.data is None and (drawn or isinstance(step, (Train, Evaluate))):
+                raise ValueError(f"{place} needs data, and the recipe names none")
+            if isinstance(step, Evaluate) and step.on == "validation" and not self.validation:
+                raise ValueError(f"{place} is on the validation data, but validation: is 0")
+            if isinstance(step, Export) and files.count(step.file) > 1:
+                raise ValueError(f"{place} writes {step.file}, and another step writes it too")
+        return self

@@ -1,0 +1,160 @@
+"""The steps of a recipe: what each takes, checked when it is read. What they do is in `work.py`."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, field_validator, model_validator
+
+from structprune.budget import Budget
+from structprune.importance import CRITERIA
+from structprune.recipes.data import Samples
+from structprune.recipes.fields import Derived, Strict, derived, did_you_mean
+from structprune.runtime_settings import Runtime
+from structprune.train.options import TrainOptions
+
+__all__ = ["Evaluate", "Export", "Measure", "Prune", "Sparsify", "Step", "Train"]
+
+if TYPE_CHECKING:
+    _BudgetFields: TypeAlias = Derived
+    _TrainFields: TypeAlias = Derived
+    _RuntimeFields: TypeAlias = Derived
+else:
+    _BudgetFields = derived(Budget, "_BudgetFields")
+    _TrainFields = derived(TrainOptions, "_TrainFields", seed=(int | None, None))
+    _RuntimeFields = derived(Runtime, "_RuntimeFields", leave_out=("name",))
+
+Names = str | list[str]
+
+
+class Limits(_BudgetFields):
+    """What may remain, as `structprune.Budget` takes it."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Limits:
+        self.make()
+        return self
+
+
+class Train(_TrainFields):
+    """Training or fine-tuning, with the options of `structprune.train.finetune`; `seed` is the recipe's if left out."""
+
+    step: Literal["train", "finetune"]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Train:
+        self.options(0)
+        return self
+
+    def options(self, seed: int) -> TrainOptions:
+        """The options, with the recipe's seed where the step has none."""
+        own = self.seed  # type: ignore[attr-defined]
+        return self.make(seed=seed if own is None else own)  # type: ignore[no-any-return]
+
+
+class Prune(Strict):
+    """A cut to a budget, proven, as `structprune.prune` does it. `data` and `calibration` are drawn from the training
+    data; `loss` is package.module:function or file.py:function."""
+
+    step: Literal["prune"]
+    budget: Limits
+    criterion: str = "l2"
+    data: Samples | None = None
+    loss: str | None = None
+    calibration: Samples | None = None
+    refit: Names | None = None
+    scope: Literal["layer", "global", "isomorphic", "value"] | None = None
+    multiple_of: Annotated[int, Field(ge=1)] | None = None
+    min_channels: int | dict[str, int] = 1
+    max_pruned: float | dict[str, float] = 1.0
+    keep: Names = Field(default_factory=list)
+    only: Names = Field(default_factory=list)
+    ragged: bool = True
+    engine: Literal["structprune", "torch-pruning"] = "structprune"
+    outputs: str | int | list[str | int] | None = None
+    verify: bool = True
+    seed: int | None = None
+
+    @field_validator("criterion")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in CRITERIA:
+            raise ValueError(f"unknown criterion {name!r}; {did_you_mean(name, CRITERIA)}")
+        return name
+
+
+class Sparsify(Strict):
+    """Single weights set to zero behind masks that hold in all later steps, as `structprune.sparsify` does it."""
+
+    step: Literal["sparsify"]
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    threshold: Annotated[float, Field(ge=0)] | None = None
+    scope: Literal["layer", "global"] = "layer"
+    criterion: Literal["l1", "l2", "random"] = "l1"
+    keep: Names = Field(default_factory=list)
+    only: Names = Field(default_factory=list)
+    seed: int | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Sparsify:
+        if (self.sparsity is None) == (self.threshold is None):
+            raise ValueError("give one of sparsity and threshold")
+        return self
+
+
+class Evaluate(Strict):
+    """The accuracy on the test set, or on another."""
+
+    step: Literal["evaluate"]
+    on: Literal["test", "train", "validation"] = "test"
+    batch_size: Annotated[int, Field(ge=1)] = 256
+
+
+class Export(Strict):
+    """An ONNX file in the run's folder, checked against the network, or no file."""
+
+    step: Literal["export"]
+    file: str = "model.onnx"
+    opset: int | None = None
+    dynamic_batch: bool | Literal["auto"] = "auto"
+
+    @field_validator("file")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if PurePath(name).name != name or not name.endswith(".onnx"):
+            raise ValueError(
+                f"{name!r}: expected a plain name that ends in .onnx; it is written to the run's folder"
+            )
+        return name
+
+
+class Measure(_RuntimeFields):
+    """The latency on a runtime, and that of the network before its first cut, by turns."""
+
+    step: Literal["measure"]
+    runtime: str = "onnxruntime"
+    repeats: Annotated[int, Field(ge=1)] = 50
+    min_time: Annotated[float, Field(ge=0)] = 0.5
+
+    @model_validator(mode="after")
+    def _possible(self) -> Measure:
+        self.on()
+        return self
+
+    def on(self) -> Runtime:
+        """Where it is measured."""
+        return self.make(name=self.runtime)  # type: ignore[no-any-return]
+
+
+Step = Annotated[Train | Prune | Sparsify | Evaluate | Export | Measure, Field(discriminator="step")]
+
+
+def names(given: Names) -> list[str]:
+    """One name or several, as several."""
+    return [given] if isinstance(given, str) else list(given)
+
+
+def kind_of(step: Any) -> str:
+    """The word by which a recipe names the step."""
+    return str(step.step)

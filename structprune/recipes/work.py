@@ -1,0 +1,207 @@
+"""What each step of a recipe does: to the network, to the folder, and what it has to report."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import singledispatchmethod
+from typing import Any
+
+from torch import nn
+
+from structprune.by_name import build_loss
+from structprune.export import export_onnx
+from structprune.history import masked, model_state
+from structprune.importance import draws
+from structprune.latency import measure_latency, ratio
+from structprune.masking import finalize, nonzeros, sparsify
+from structprune.masking.mask import put_mask
+from structprune.masking.targets import all_targets
+from structprune.measure import count_params
+from structprune.pipeline import PruneResult, prune
+from structprune.recipes.data import Data, beside
+from structprune.recipes.folder import RunFolder
+from structprune.recipes.recipe import Recipe
+from structprune.recipes.state import Network
+from structprune.recipes.steps import Evaluate, Export, Measure, Prune, Sparsify, Train, names
+from structprune.surgery import apply_plan
+from structprune.train import Hook, Metrics, Run, evaluate, finetune
+
+__all__ = ["Work"]
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Work:
+    """A run at work: `do` does one step, changes the network, and gives what is to be reported."""
+
+    recipe: Recipe
+    network: Network
+    folder: RunFolder
+    example: Any
+    data: Data | None
+    progress: Callable[[int, int], None]
+    run: Mapping[str, Any] | None = None
+    """The state of a training run that was under way; the first step that is done takes it up."""
+
+    @singledispatchmethod
+    def do(self, step: Any) -> Record:
+        """What the step has to report, once it is done."""
+        raise NotImplementedError(type(step))
+
+    @do.register
+    def _train(self, step: Train) -> Record:
+        options, data = step.options(self.recipe.seed), self._data
+        keeper = _Keeper(self.network, self.folder, self.run)
+        log = finetune(
+            self.network.model,
+            data.train,
+            **vars(options),
+            validation=data.validation,
+            progress=self.progress,
+            hooks=(keeper,),
+        )
+        self.run = None
+        return {"epochs": log}
+
+    @do.register
+    def _prune(self, step: Prune) -> Record:
+        self._keep_dense()
+        network, masks = self.network, masked(self.network.model)
+        plain = network.plain()
+        result = prune(
+            plain,
+            self.example,
+            step.budget.make(),
+            step.criterion,
+            data=self._drawn(step.data, step),
+            loss=build_loss(None if step.loss is None else beside(step.loss, self.recipe.base)),
+            calibration=self._drawn(step.calibration, step),
+            refit=step.refit,
+            scope=step.scope,
+            multiple_of=step.multiple_of,
+            min_channels=step.min_channels,
+            max_pruned=step.max_pruned,
+            keep=names(step.keep),
+            only=names(step.only),
+            seed=self._seed(step) if draws(step.criterion) else None,
+            verify=step.verify,
+            engine=step.engine,
+            ragged=step.ragged,
+            outputs=step.outputs,
+            progress=self.progress,
+        )
+        network.model = _masked_again(network.model, plain, result, masks) if masks else result.model
+        network.plans = (*network.plans, result.plan)
+        return _pruned(result)
+
+    @do.register
+    def _sparsify(self, step: Sparsify) -> Record:
+        self._keep_dense()
+        network = self.network
+        network.model = sparsify(
+            network.model,
+            step.sparsity,
+            threshold=step.threshold,
+            scope=step.scope,
+            criterion=step.criterion,
+            keep=names(step.keep),
+            only=names(step.only),
+            seed=self._seed(step),
+        )
+        plain = finalize(network.model)
+        return {"params": count_params(plain), "nonzeros": nonzeros(plain)}
+
+    @do.register
+    def _evaluate(self, step: Evaluate) -> Record:
+        data = getattr(self._data, step.on)
+        return {"on": step.on, "accuracy": evaluate(self.network.model, data, batch_size=step.batch_size)}
+
+    @do.register
+    def _export(self, step: Export) -> Record:
+        report = export_onnx(
+            self.network.model,
+            self.example,
+            self.folder.path / step.file,
+            opset=step.opset,
+            dynamic_batch=step.dynamic_batch,
+            plan=self.network.plans or None,
+        )
+        return {"file": step.file, "bytes": report.bytes, "error": max(report.errors.values())}
+
+    @do.register
+    def _measure(self, step: Measure) -> Record:
+        plain = self.network.plain()
+        models = {"now": plain}
+        if self.network.cut:
+            models = {"dense": self.network.dense(self.folder.dense()), "now": plain}
+        times = measure_latency(
+            models, self.example, runtime=step.on(), repeats=step.repeats, min_time=step.min_time
+        )
+        record: Record = {name: time.to_dict() for name, time in times.items()}
+        if "dense" in times:
+            record["ratio"] = asdict(ratio(times["now"], times["dense"]))
+        return record
+
+    @property
+    def _data(self) -> Data:
+        assert self.data is not None  # the recipe is checked for that
+        return self.data
+
+    def _seed(self, step: Prune | Sparsify) -> int:
+        return self.recipe.seed if step.seed is None else step.seed
+
+    def _drawn(self, samples: Any, step: Prune) -> Iterable[Any] | None:
+        return None if samples is None else samples.draw(self._data.train, self._seed(step))
+
+    def _keep_dense(self) -> None:
+        if not self.network.cut:
+            self.folder.keep_dense(model_state(self.network.model))
+
+
+class _Keeper(Hook):
+    """Writes the state of the run after every epoch, and takes one up at the start; comes last of the hooks."""
+
+    def __init__(self, network: Network, folder: RunFolder, state: Mapping[str, Any] | None) -> None:
+        self.network, self.folder, self.state = network, folder, state
+
+    def on_start(self, run: Run) -> None:
+        if self.state is not None:  # the network has its weights already
+            run.load_state_dict({**self.state, "model": run.model.state_dict()})
+
+    def after_epoch(self, run: Run, metrics: Metrics) -> None:
+        state = {name: value for name, value in run.state_dict().items() if name != "model"}
+        self.folder.keep(self.network.to_tree(state))
+
+
+def _masked_again(
+    before: nn.Module, plain: nn.Module, result: PruneResult, masks: Iterable[str]
+) -> nn.Module:
+    """The cut network with the masks of the one before, cut along: what a refit made of removed weights is zero."""
+    ones = copy.deepcopy(plain)
+    kept = {target.name: target for target in all_targets(before)}
+    wanted = set(masks)
+    for target in all_targets(ones):
+        if target.name in wanted:
+            (mask,) = kept[target.name].slots[0].parametrizations()
+            target.parameter.data.copy_(mask.mask)  # type: ignore[arg-type]
+    cut = {target.name: target for target in all_targets(apply_plan(ones, result.plan, inplace=True))}
+    for target in all_targets(result.model):
+        if target.name in wanted:
+            put_mask(target, cut[target.name].parameter != 0)
+    return result.model
+
+
+def _pruned(result: PruneResult) -> Record:
+    report = result.report
+    return {
+        "params": [report.params_before, report.params_after],
+        "macs": [report.macs_before, report.macs_after],
+        "remaining": dict(result.plan.remaining),
+        "widths": {group.name: [group.size, group.count] for group in result.plan.groups},
+        "proof": None if report.verify is None else report.verify.max_error,
+        "refit": None if report.refit is None else asdict(report.refit),
+        "latency": None if report.latency is None else asdict(report.latency.ratio),
+    }

@@ -1,0 +1,105 @@
+"""A run that is killed, at any moment and as often as one likes, ends as the one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import structprune as sp
+
+NETS = """
+from torch import nn
+
+def small():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, 10),
+    )
+"""
+
+RECIPE = """
+version: 1
+model: nets.py:small
+input: 1x1x8x8
+data: {name: digits, size: 8}
+validation: 0.1
+steps:
+  - {step: train, epochs: 3, lr: 0.05}
+  - {step: prune, budget: {macs: 0.6}, criterion: taylor, calibration: {batches: 2}}
+  - {step: finetune, epochs: 3, lr: 0.01, optimizer: adamw, schedule: onecycle}
+  - {step: sparsify, sparsity: 0.5, scope: global}
+  - {step: prune, budget: {macs: 0.4}, criterion: random}
+  - {step: finetune, epochs: 2, lr: 0.02}
+  - {step: evaluate}
+"""
+
+CONTEXT = multiprocessing.get_context("forkserver")  # a fresh process each time, which has torch already
+CONTEXT.set_forkserver_preload(["structprune", "accelerate", "sklearn.datasets", "sklearn.model_selection"])
+
+
+def work(recipe: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    sp.run_recipe(recipe, out)
+
+
+def process(recipe: Path, out: Path) -> Any:
+    started = CONTEXT.Process(target=work, args=(recipe, out))
+    started.start()
+    return started
+
+
+def finished(recipe: Path, out: Path) -> dict[str, Any]:
+    run = process(recipe, out)
+    run.join(120)
+    assert run.exitcode == 0
+    results: dict[str, Any] = json.loads((out / "results.json").read_text())
+    assert results["done"]
+    return results
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "nets.py").write_text(NETS)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path) -> tuple[dict[str, Any], float]:
+    """The results of a run that nothing interrupts, and the seconds it takes."""
+    finished(recipe, recipe.parent / "first")  # the server of processes is up, files are in memory
+    began = time.monotonic()
+    return finished(recipe, recipe.parent / "alone"), time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=() if seed < 2 else pytest.mark.nightly) for seed in range(20)]
+)
+def test_killed_at_random_times_it_ends_the_same(
+    recipe: Path, alone: tuple[dict[str, Any], float], tmp_path: Path, seed: int
+) -> None:
+    wanted, seconds = alone
+    draw, killed, out = random.Random(seed), 0, tmp_path / "out"
+    while not killed:
+        for _ in range(2):
+            run = process(recipe, out)
+            run.join(draw.uniform(0.05, 1.0) * seconds)
+            run.kill()
+            run.join()
+            assert run.exitcode in (0, -signal.SIGKILL)
+            killed += run.exitcode != 0
+        if not killed:  # the machine has become faster since
+            out, seconds = out.with_name(f"{out.name}-again"), seconds / 2
+    assert finished(recipe, out) == wanted
+    ours, theirs = (folder / "model" / "model.safetensors" for folder in (out, recipe.parent / "alone"))
+    assert ours.read_bytes() == theirs.read_bytes()
