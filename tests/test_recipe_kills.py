@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import structprune as sp
 
@@ -77,13 +78,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(recipe: Path) -> tuple[dict[str, Any], float]:
     """The results of a run that nothing interrupts, and the seconds it takes."""
-    finished(recipe, recipe.parent / "first")  # the server of processes is up, files are in memory
+    idle = CONTEXT.Process(target=time.monotonic)
+    idle.start()
+    idle.join()  # the server of processes is up, and has imported what it is to hand on
     began = time.monotonic()
     return finished(recipe, recipe.parent / "alone"), time.monotonic() - began
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=() if seed < 2 else pytest.mark.nightly) for seed in range(20)]
+    "seed", [pytest.param(seed, marks=() if seed == 0 else pytest.mark.nightly) for seed in range(20)]
 )
 def test_killed_at_random_times_it_ends_the_same(
     recipe: Path, alone: tuple[dict[str, Any], float], tmp_path: Path, seed: int
@@ -101,5 +104,8 @@ def test_killed_at_random_times_it_ends_the_same(
         if not killed:  # the machine has become faster since
             out, seconds = out.with_name(f"{out.name}-again"), seconds / 2
     assert finished(recipe, out) == wanted
-    ours, theirs = (folder / "model" / "model.safetensors" for folder in (out, recipe.parent / "alone"))
-    assert ours.read_bytes() == theirs.read_bytes()
+    ours, theirs = (
+        load_file(each / "model" / "model.safetensors") for each in (out, recipe.parent / "alone")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

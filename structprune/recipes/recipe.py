@@ -111,7 +111,7 @@ class Recipe(Strict):
             drawn = isinstance(step, Prune) and (step.data or step.calibration)
             if self.data is None and (drawn or isinstance(step, (Train, Evaluate))):
                 raise ValueError(f"{place} needs data, and the recipe names none")
-            if isinstance(step, Evaluate) and step.on == "validation" and not self.validation:
+            if isinstance(step, Evaluate) and step.data == "validation" and not self.validation:
                 raise ValueError(f"{place} is on the validation data, but validation: is 0")
             if isinstance(step, Export) and files.count(step.file) > 1:
                 raise ValueError(f"{place} writes {step.file}, and another step writes it too")

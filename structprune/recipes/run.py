@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,39 +88,49 @@ def run_recipe(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("a recipe runs in one process: start it without torchrun or accelerate launch")
     folder = RunFolder(out)
+    work = _prepared(recipe, folder)
     with folder.opened(recipe):
-        work = _begin(recipe, folder)
-        resumed, steps = work.network.step, len(recipe.steps)
+        resumed, steps = _resumed(work), len(recipe.steps)
         for number in range(resumed, steps):
             step = recipe.steps[number]
             work.progress = partial(_tell, progress, number, steps, kind_of(step))
             work.progress(0, 0)
             with seeded(recipe.seed):
-                work.network.records.append({"step": kind_of(step), **work.do(step)})
+                record = {"step": kind_of(step), **work.do(step)}
+            work.network.records.append(_plain(record))
             work.network.step = number + 1
             folder.keep(work.network.to_tree())
             folder.write_results(_results(work.network, done=False))
         return _finish(work, resumed)
 
 
-def _begin(recipe: Recipe, folder: RunFolder) -> Work:
-    """The run as the folder has it, or at its beginning; all that the recipe names is looked up first."""
+def _prepared(recipe: Recipe, folder: RunFolder) -> Work:
+    """The run at its beginning: all that the recipe names is looked up and built before anything is written."""
     example = parse_inputs(recipe.input, recipe.seed)
-    build = partial(_built, recipe, example)
-    data = None
+    build, data = partial(_built, recipe, example), None
+    network = Network(build, build())
     with seeded(recipe.seed):
         if recipe.data is not None:
             data = Data(*recipe.data.load(recipe.base), recipe.validation, recipe.seed)
         for step in recipe.steps:
             if isinstance(step, Prune) and step.loss is not None:
                 lookup(beside(step.loss, recipe.base), "loss")
-    network = Network(build, build())
-    work = Work(recipe, network, folder, example, data, lambda done, total: None)
-    state = folder.newest()
+    return Work(recipe, network, folder, example, data, lambda done, total: None)
+
+
+def _resumed(work: Work) -> int:
+    """The number of steps that the folder has done; the run is then as it was after them."""
+    state = work.folder.newest()
     if state is not None:
-        network.load_tree(state)
+        work.network.load_tree(state)
         work.run = state["run"]
-    return work
+    return work.network.step
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as JSON has it: lists for tuples, and None for what is no number."""
+    text = json.dumps(record)
+    return dict(json.loads(text, parse_constant=lambda _: None))
 
 
 def _built(recipe: Recipe, example: Any) -> nn.Module:

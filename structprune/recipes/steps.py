@@ -107,7 +107,7 @@ class Evaluate(Strict):
     """The accuracy on the test set, or on another."""
 
     step: Literal["evaluate"]
-    on: Literal["test", "train", "validation"] = "test"
+    data: Literal["test", "train", "validation"] = "test"
     batch_size: Annotated[int, Field(ge=1)] = 256
 
 

@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 def told(record: Record) -> str:
     """What the step did, in a line.
 
-    >>> told({"step": "evaluate", "on": "test", "accuracy": 0.9822})
+    >>> told({"step": "evaluate", "data": "test", "accuracy": 0.9822})
     'evaluate: accuracy 98.2 % (test)'
     """
     return f"{record['step']}: {_TOLD[record['step']](record)}"
@@ -38,7 +38,7 @@ def _sparsify(record: Record) -> str:
 
 
 def _evaluate(record: Record) -> str:
-    return f"accuracy {100 * record['accuracy']:.1f} % ({record['on']})"
+    return f"accuracy {100 * record['accuracy']:.1f} % ({record['data']})"
 
 
 def _export(record: Record) -> str:

@@ -116,8 +116,9 @@ class Work:
 
     @do.register
     def _evaluate(self, step: Evaluate) -> Record:
-        data = getattr(self._data, step.on)
-        return {"on": step.on, "accuracy": evaluate(self.network.model, data, batch_size=step.batch_size)}
+        data = getattr(self._data, step.data)
+        accuracy = evaluate(self.network.model, data, batch_size=step.batch_size)
+        return {"data": step.data, "accuracy": accuracy}
 
     @do.register
     def _export(self, step: Export) -> Record:

@@ -1,0 +1,349 @@
+"""Recipes: what is refused and where, what each step does, and that a run goes on wherever it was stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import structprune as sp
+from structprune.archive import read_archive, write_archive
+from structprune.cli import app
+from structprune.cli.exit_codes import ExitCode
+from structprune.recipes.folder import RunFolder
+from structprune.train.options import TrainOptions
+
+MODULE = """
+import os
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def small():
+    return nn.Sequential(
+        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
+
+def wide():
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+
+class Stops(TensorDataset):
+    "Is interrupted, as by Ctrl-C, at the first example that is asked for while a file named stop is there."
+    def __getitem__(self, index):
+        if os.path.exists("stop"):
+            os.remove("stop")
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+def points():
+    inputs = torch.randn(96, 6, generator=torch.Generator().manual_seed(1))
+    labels = inputs[:, :3].argmax(1)
+    return Stops(inputs[:64], labels[:64]), TensorDataset(inputs[64:], labels[64:])
+
+def nothing():
+    return 3
+"""
+
+RECIPE = """\
+version: 1
+model: nets.py:small
+input: 2x6
+data: nets.py:points
+steps:
+  - {step: train, epochs: 2, lr: 0.05, batch_size: 16}
+  - step: prune
+    budget: {macs: 0.6}
+    criterion: taylor
+    data: {batches: 2, batch_size: 16}
+    calibration: {share: 0.5}
+  - {step: finetune, epochs: 2, lr: 1e-2, optimizer: adamw}
+  - {step: sparsify, sparsity: 0.5}
+  - {step: finetune, epochs: 1, lr: 0.01}
+  - {step: prune, budget: {macs: 0.35}, calibration: {share: 1.0}}
+  - {step: finetune, epochs: 1, lr: 0.01}
+  - {step: evaluate}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a module of networks and data, and a recipe."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(MODULE)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def changed(old: str, new: str) -> sp.Recipe:
+    assert old in RECIPE
+    return sp.Recipe.parse(RECIPE.replace(old, new, 1), "recipe.yaml", Path.cwd())
+
+
+def call(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ("macs: 0.6", "maks: 0.6", r":8: steps\[1\]\.budget\.maks: unknown key; did you mean 'macs'\?"),
+            ("macs: 0.6", "macs: 1.6", r":8: steps\[1\]\.budget: .*macs=1\.6.*in \(0, 1\]"),
+            ("macs: 0.6", "latency: 0.5, throughput: 3", r":8: steps\[1\]\.budget: .*say the same thing"),
+            ("step: prune", "step: prone", r":7: steps\[1\]\.step: unknown step 'prone'; did you mean 'prune'\?"),
+            ("step: train, ", "", r":6: steps\[0\]: the key 'step' is missing"),
+            ("epochs: 2, lr: 0.05", "epochs: 0, lr: 0.05", r":6: steps\[0\]: epochs=0: must be at least 1"),
+            ("epochs: 2, lr: 0.05", "epochs: 2", r":6: steps\[0\]\.lr: this key is missing"),
+            ("lr: 0.05", "lr: fast", r":6: steps\[0\]\.lr: .*valid number.*\(got 'fast'\)"),
+            ("adamw", "adamv", r":12: steps\[2\]: optimizer='adamv' is unknown"),
+            ("taylor", "tailor", r":9: steps\[1\]\.criterion: unknown criterion 'tailor'; did you mean 'taylor'\?"),
+            ("share: 0.5", "share: 0.5, batches: 1", r":11: steps\[1\]\.calibration: give one of batches and share"),
+            ("version: 1", "version: 2", r":1: version: Input should be 1 \(got 2\)"),
+            ("model: nets.py:small\n", "", r"recipe\.yaml: model: this key is missing"),
+            ("model:", "seed: 1\nmodel: a\nmodel:", r":4: the key 'model' is there twice, first in line 3"),
+            ("data: nets.py:points\n", "", r"steps\[0\] \(train\) needs data"),
+            ("data: nets.py:points", "data: digit", r":4: data\.name: unknown name 'digit'; did you mean 'digits'\?"),
+            ("2x6", "2xsix", r":3: input: .*2xsix"),
+            ("sparsity: 0.5", "sparsity: 1.5", r":13: steps\[3\]\.sparsity: .*less than 1"),
+            ("step: evaluate", "step: evaluate, data: validation", "validation: is 0"),
+            ("step: evaluate", "step: export, file: ../x.onnx", r":17: steps\[7\]\.file: .*plain name"),
+            ("version: 1", "version: [1", "is no YAML"),
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong_is_said_with_its_place(self, old: str, new: str, message: str) -> None:
+        with pytest.raises(sp.InputError, match=message):
+            changed(old, new)
+
+    def test_options_are_those_that_training_and_budgets_have(self) -> None:
+        train, prune = sp.Recipe.parse(RECIPE).steps[:2]
+        options = TrainOptions(epochs=2, lr=0.05, batch_size=16, seed=7)
+        assert train.options(7) == options  # type: ignore[union-attr]
+        assert prune.budget.make() == sp.Budget(macs=0.6)  # type: ignore[union-attr]
+        timed = changed("{macs: 0.6}", "{latency: 0.5, runtime: {name: torch, threads: 2}}").steps[1]
+        assert timed.budget.make() == sp.Budget(latency=0.5, runtime=sp.Runtime("torch", 2))  # type: ignore[union-attr]
+
+    def test_json_reads_as_yaml_does(self, folder: Path) -> None:
+        recipe = sp.Recipe.load("recipe.yaml")
+        (folder / "recipe.json").write_text(recipe.to_json())
+        assert sp.Recipe.load("recipe.json") == recipe
+        (folder / "recipe.json").write_text('{"version": 1, "version": 1}')
+        with pytest.raises(sp.InputError, match="'version' is there twice"):
+            sp.Recipe.load("recipe.json")
+
+    def test_the_schema_names_every_step_and_every_option(self) -> None:
+        result = call("schema")
+        assert result.exit_code == 0
+        schema = json.loads(result.stdout)
+        defined = schema["$defs"]
+        assert {"macs", "latency", "file_size", "runtime"} <= defined["Limits"]["properties"].keys()
+        assert {"epochs", "lr", "label_smoothing", "step"} <= defined["Train"]["properties"].keys()
+        assert defined["Train"]["additionalProperties"] is False
+        mapping = schema["properties"]["steps"]["items"]["discriminator"]["mapping"]
+        assert {"train", "finetune", "prune", "sparsify", "evaluate", "export", "measure"} <= mapping.keys()
+
+
+class TestRunning:
+    def test_every_step_does_what_it_says(self, folder: Path) -> None:
+        state = torch.get_rng_state()
+        result = sp.run_recipe("recipe.yaml", "out")
+        assert torch.equal(torch.get_rng_state(), state)
+        assert [record["step"] for record in result.records] == [
+            "train", "prune", "finetune", "sparsify", "finetune", "prune", "finetune", "evaluate",
+        ]  # fmt: skip
+        whole = 6 * 16 + 16 * 8 + 8 * 3
+        first, second = result.records[1], result.records[5]
+        assert first["macs"][0] == 2 * whole
+        assert first["macs"][1] <= 0.6 * 2 * whole
+        assert second["macs"][1] <= 0.35 * 2 * whole  # of the original, not of what the first cut left
+        assert second["macs"][1] == sp.count_macs(result.model, torch.zeros(2, 6))
+        masked = [module.weight for module in result.model if isinstance(module, torch.nn.Linear)]
+        assert all(int((weight == 0).sum()) >= 1 for weight in masked)
+        assert 0.3 < sum(int((w == 0).sum()) for w in masked) / sum(w.numel() for w in masked) < 0.7
+        namespace: dict[str, Any] = {}
+        exec(MODULE, namespace)
+        loaded = sp.load("out/model", namespace["small"]).eval()
+        _, test = namespace["points"]()
+        accuracy = float((loaded(test.tensors[0]).argmax(1) == test.tensors[1]).float().mean())
+        assert result.records[-1]["accuracy"] == pytest.approx(accuracy)
+        written = json.loads((folder / "out" / "results.json").read_text())
+        assert written == {"done": True, "weights_sha256": result.weights, "steps": list(result.records)}
+
+    def test_a_finished_run_is_not_done_again(self, folder: Path) -> None:
+        first = sp.run_recipe("recipe.yaml", "out")
+        (folder / "stop").touch()  # training would be interrupted
+        again = sp.run_recipe("recipe.yaml", "out")
+        assert (again.weights, again.resumed, again.records) == (first.weights, 8, first.records)
+
+    def test_stopped_after_any_state_it_ends_the_same(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wanted = sp.run_recipe("recipe.yaml", "alone")
+        keep: Callable[..., None] = RunFolder.keep
+        kept = 0
+
+        def then_stop(self: RunFolder, content: Any) -> None:
+            nonlocal kept
+            keep(self, content)
+            kept += 1
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(RunFolder, "keep", then_stop)
+        for _ in range(40):
+            try:
+                result = sp.run_recipe("recipe.yaml", "out")
+                break
+            except KeyboardInterrupt:
+                continue
+        assert kept == 8 + 2 + 2 + 1 + 1  # a state after each step, and after each epoch
+        assert result.weights == wanted.weights
+        assert result.records == wanted.records
+
+    def test_masks_hold_when_what_is_cut_is_refitted(self, folder: Path) -> None:
+        recipe = changed("  - {step: prune, budget: {macs: 0.35}, calibration: {share: 1.0}}\n", "")
+        before = sp.run_recipe(recipe, "before").model
+        after = sp.run_recipe("recipe.yaml", "after").model
+        zeros = [int((m.weight == 0).sum()) for m in before if isinstance(m, torch.nn.Linear)]
+        assert zeros == [m.weight.numel() // 2 for m in before if isinstance(m, torch.nn.Linear)]
+        assert all(bool((m.weight == 0).any()) for m in after if isinstance(m, torch.nn.Linear))
+
+
+class TestRefused:
+    def test_another_recipe_in_the_folder_is_told_field_by_field(self, folder: Path) -> None:
+        sp.run_recipe(changed("epochs: 2, lr: 0.05", "epochs: 1, lr: 0.05"), "out")
+        with pytest.raises(sp.InputError, match=r"another recipe: steps\[0\]\.epochs is 2, the folder's 1\."):
+            sp.run_recipe("recipe.yaml", "out")
+        with pytest.raises(sp.InputError, match=r"steps has 7 entries, the folder's 8"):
+            sp.run_recipe(changed("  - {step: evaluate}\n", ""), "out")
+
+    def test_a_folder_of_something_else_is_left_alone(self, folder: Path) -> None:
+        (folder / "out").mkdir()
+        (folder / "out" / "thesis.tex").touch()
+        with pytest.raises(sp.InputError, match=r"holds thesis\.tex and no run"):
+            sp.run_recipe("recipe.yaml", "out")
+
+    def test_a_folder_in_use(self, folder: Path) -> None:
+        with (
+            RunFolder("out").opened(sp.Recipe.load("recipe.yaml")),
+            pytest.raises(sp.InputError, match="another process runs a recipe there"),
+        ):
+            sp.run_recipe("recipe.yaml", "out")
+
+    def test_a_damaged_state_gives_way_to_the_one_before(self, folder: Path) -> None:
+        wanted = sp.run_recipe("recipe.yaml", "alone")
+        states = self.interrupted(folder)
+        states[-1].write_bytes(states[-1].read_bytes()[:-100])
+        result = sp.run_recipe("recipe.yaml", "out")
+        assert result.weights == wanted.weights
+        assert len(result.notes) == 1
+        assert states[-1].name in result.notes[0]
+
+    def test_where_no_state_is_whole_it_is_said(self, folder: Path) -> None:
+        for state in self.interrupted(folder):
+            state.write_bytes(state.read_bytes()[:-1])
+        result = call("run", "recipe.yaml", "--out", "out")
+        assert result.exit_code == ExitCode.STORAGE
+        assert "no state of the run is whole" in result.stderr
+
+    def test_a_factory_that_builds_another_network_now(self, folder: Path) -> None:
+        self.interrupted(folder)
+        (folder / "nets.py").write_text(
+            MODULE.replace("nn.Linear(6, 16), nn.BatchNorm1d(16)", "nn.Linear(6, 16), nn.LayerNorm(16)")
+        )
+        with pytest.raises(sp.PlanError, match="made for another model"):
+            sp.run_recipe("recipe.yaml", "out")
+
+    def test_a_state_of_the_network_in_full_size_is_refused(self, folder: Path) -> None:
+        state = self.interrupted(folder)[-1]
+        content = read_archive(state)
+        plan = sp.PruningPlan.from_json(content["history"][0]["plan"])
+        full = {name: torch.zeros(shape) for name, shape in plan.shapes.items()}
+        write_archive(
+            state, {**content, "model": {"state": content["model"]["state"] | full, "optional": {}}}
+        )
+        with pytest.raises(sp.StorageError, match=r"the model has shape \[.*\], expected \["):
+            sp.run_recipe("recipe.yaml", "out")
+
+    def test_what_the_recipe_names_is_looked_up_before_any_work(self, folder: Path) -> None:
+        for old, new, message in (
+            ("nets.py:small", "nets.py:smal", "did you mean small"),
+            ("nets.py:small", "net.py:small", "no file"),
+            ("nets.py:points", "nets.py:nothing", "expected .training set, test set."),
+            ("data: {batches", "loss: nets.py:los\n    data: {batches", "has no 'los'"),
+        ):
+            with pytest.raises(sp.InputError, match=message):
+                sp.run_recipe(changed(old, new), "out")
+        assert not (folder / "out").exists()
+
+    def test_a_budget_out_of_reach(self, folder: Path) -> None:
+        (folder / "recipe.yaml").write_text(RECIPE.replace("macs: 0.6", "macs: 0.001"))
+        result = call("run", "recipe.yaml", "--out", "out", "--json")
+        assert result.exit_code == ExitCode.BUDGET
+        assert json.loads(result.stdout)["error"]["kind"] == "BudgetError"
+
+    @staticmethod
+    def interrupted(folder: Path) -> list[Path]:
+        """The states of a run that stopped in its second fine-tuning."""
+        keep, calls = RunFolder.keep, 0
+
+        def until(self: RunFolder, content: Any) -> None:
+            nonlocal calls
+            keep(self, content)
+            calls += 1
+            if calls == 9:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunFolder, "keep", until)
+            with pytest.raises(KeyboardInterrupt):
+                sp.run_recipe("recipe.yaml", "out")
+        states = sorted((folder / "out").glob("state-*"))
+        assert len(states) == 2
+        return states
+
+
+class TestCommand:
+    def test_interrupted_it_says_so_and_goes_on(self, folder: Path) -> None:
+        wanted = sp.run_recipe("recipe.yaml", "alone").weights
+        (folder / "stop").touch()
+        result = call("run", "recipe.yaml")
+        assert result.exit_code == ExitCode.INTERRUPTED
+        assert "kept in runs/recipe; the same command goes on from there" in result.stdout
+        result = call("run", "recipe.yaml", "--json")
+        assert result.exit_code == 0, result.stderr
+        document = json.loads(result.stdout)
+        assert document["weights_sha256"] == wanted
+        assert [step["step"] for step in document["steps"]][:2] == ["train", "prune"]
+        result = call("run", "recipe.yaml")
+        assert "8 of 8 steps were done before" in result.stdout
+        assert re.search(r"8\. evaluate: accuracy [0-9.]+ % \(test\)", result.stdout)
+
+    def test_a_recipe_that_is_wrong_or_absent(self, folder: Path) -> None:
+        (folder / "recipe.yaml").write_text(RECIPE.replace("epochs", "epoch", 1))
+        result = call("run", "recipe.yaml")
+        assert result.exit_code == ExitCode.USAGE
+        assert "recipe.yaml:6: steps[0].epoch: unknown key; did you mean 'epochs'?" in result.stderr
+        assert not (folder / "runs").exists()
+        assert call("run", "recipe.yml").exit_code == ExitCode.USAGE
+
+
+def test_the_recipe_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    (recipe,) = re.findall(r"```yaml\n(# recipe\.yaml.*?)```", readme, flags=re.DOTALL)
+    (module,) = re.findall(r"```py\n(# nets\.py.*?)```", readme, flags=re.DOTALL)
+    Path("recipe.yaml").write_text(recipe)
+    Path("nets.py").write_text(module)
+    result = call("run", "recipe.yaml", "--json")
+    assert result.exit_code == 0, result.stderr
+    steps = {step["step"]: step for step in json.loads(result.stdout)["steps"]}
+    assert steps["prune"]["remaining"]["macs"] <= 0.5
+    assert steps["evaluate"]["accuracy"] > 0.85
+    assert (tmp_path / "runs" / "recipe" / "small.onnx").stat().st_size == steps["export"]["bytes"]
+    assert steps["measure"].keys() == {"step", "dense", "now", "ratio"}
+    assert "of the dense network's" in call("run", "recipe.yaml").stdout
