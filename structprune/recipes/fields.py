@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -84,9 +85,10 @@ def _default(parameter: inspect.Parameter) -> Any:
 
 
 def _modelled(kind: Any) -> Any:
-    """The type, with models in place of the dataclasses in it."""
+    """The type as plain data has it: models in place of dataclasses, and no functions where others will do."""
     if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
         return derived(kind, kind.__name__)
-    if typing.get_origin(kind) in (typing.Union, getattr(__import__("types"), "UnionType", None)):
-        return typing.Union[tuple(_modelled(each) for each in typing.get_args(kind))]  # noqa: UP007
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        plain = [each for each in typing.get_args(kind) if typing.get_origin(each) is not Callable]
+        return typing.Union[tuple(_modelled(each) for each in plain)]  # noqa: UP007
     return kind

@@ -17,8 +17,8 @@ __all__ = ["OPTIMIZERS", "SCHEDULES", "MakeOptimizer", "MakeSchedule", "TrainOpt
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "onecycle", "constant")
 
-MakeOptimizer: TypeAlias = "Callable[[nn.Module], Optimizer]"
-MakeSchedule: TypeAlias = "Callable[[Optimizer, int], LRScheduler]"
+MakeOptimizer: TypeAlias = Callable[[nn.Module], Optimizer]
+MakeSchedule: TypeAlias = Callable[[Optimizer, int], LRScheduler]
 
 
 @dataclass(frozen=True)
