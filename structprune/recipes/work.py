@@ -26,7 +26,8 @@ from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network
 from structprune.recipes.steps import Evaluate, Export, Measure, Prune, Sparsify, Train, names
 from structprune.surgery import apply_plan
-from structprune.train import Hook, Metrics, Run, evaluate, finetune
+from structprune.train import Hook, Run, evaluate, finetune
+from structprune.train.hooks import Metrics
 
 __all__ = ["Work"]
 
