@@ -20,18 +20,21 @@ from structprune.train import (
     Cubic,
     GradualResult,
     GradualStep,
+    GroupLasso,
     Hook,
     Iterative,
     OneShot,
     Run,
     Schedule,
     TrainOptions,
+    cut_optimizer,
     finetune,
     prune_gradually,
     sparsify_gradually,
 )
 from structprune.train.gradual.rounds import learning_rates
 from structprune.train.gradual.schedules import step_budgets
+from structprune.train.optimizers import build_optimizer
 from tests.toy_runtime import EXAMPLE as TOY_EXAMPLE
 from tests.toy_runtime import WASTE, kernels
 from tests.toy_runtime import mlp as toy_mlp
@@ -288,6 +291,45 @@ class TestTraining:
         for name, tensor in reference.state_dict().items():
             torch.testing.assert_close(results[0].state_dict()[name], tensor, rtol=1e-9, atol=1e-11)
         assert (results[1][0].weight - reference[0].weight).abs().max() > 1e-4
+
+    def test_momentum_goes_through_the_cut(self) -> None:
+        data = points()
+        options = TrainOptions(2, 0.05, batch_size=len(data), schedule="constant")
+        result = prune_gradually(net(), EXAMPLE, sp.Budget(macs=0.4), data, options, schedule=Cubic(2))
+
+        def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+            for _ in range(2):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(data.tensors[0]), data.tensors[1]).backward()
+                optimizer.step()
+
+        first = sp.prune(net(), EXAMPLE, sp.Budget(macs=0.4 + 0.6 / 8)).model
+        optimizer = build_optimizer(first, options)
+        train(first, optimizer)
+        second = sp.prune(first, EXAMPLE, sp.Budget(macs=0.4))
+        cut = cut_optimizer(optimizer, first, second.model, second.plan)
+        train(second.model, cut)
+        for name, tensor in second.model.state_dict().items():
+            torch.testing.assert_close(result.model.state_dict()[name], tensor, rtol=1e-9, atol=1e-11)
+
+    def test_penalties_are_made_for_the_network_of_each_step(self) -> None:
+        traced: list[int] = []
+
+        def penalties(model: nn.Module) -> list[Hook]:
+            traced.append(sp.count_params(model))
+            return [GroupLasso(sp.trace(model, EXAMPLE), 1e-3)]
+
+        result = prune_gradually(
+            net(),
+            EXAMPLE,
+            sp.Budget(macs=0.4),
+            points(),
+            OPTIONS,
+            schedule=Iterative(steps=2),
+            hooks=penalties,
+        )
+        assert len(traced) == 2
+        assert traced[0] > traced[1] == sp.count_params(result.model)
 
     def test_one_schedule_over_all_steps_with_more_epochs_at_the_end(self) -> None:
         rates = Rates()

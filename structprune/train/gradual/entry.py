@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -16,10 +16,9 @@ from structprune.importance import Criterion
 from structprune.masking.ranking import Criterion as WeightCriterion
 from structprune.masking.targets import Patterns
 from structprune.train.gradual.cuts import BudgetCuts, Cuts, MaskCuts
-from structprune.train.gradual.rounds import Rounds
+from structprune.train.gradual.rounds import Hooks, Rounds
 from structprune.train.gradual.run import Floor, GradualResult, GradualRun, GradualStep, Metric
 from structprune.train.gradual.schedules import Cubic, Iterative, Schedule
-from structprune.train.hooks import Hook
 from structprune.train.options import TrainOptions
 
 __all__ = ["prune_gradually", "sparsify_gradually"]
@@ -43,7 +42,7 @@ def prune_gradually(
     final_epochs: int | None = None,
     rewind: int | None = None,
     carry: bool | None = None,
-    hooks: Sequence[Hook] = (),
+    hooks: Hooks = (),
     pruning: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -65,9 +64,10 @@ def prune_gradually(
     the one given, as a copy, if the first step already is.
 
     ``criterion``, ``data``, ``calibration`` and what is in ``pruning`` go to `prune` in each step, ``hooks`` and what
-    is in ``training`` (``loss``, ``accelerator``) to `finetune`. ``checkpoint`` names a file that is written after each
-    step, and from which the same call goes on to the same result if it was interrupted. ``model`` stays as it is unless
-    ``inplace=True``; equal seeds give equal results.
+    is in ``training`` (``loss``, ``accelerator``) to `finetune`. Hooks that belong to one network, as penalties do, are
+    given by a function that makes them for each: ``lambda net: [GroupLasso(trace(net, x), 1e-3)]``. ``checkpoint``
+    names a file that is written after each step, and from which the same call goes on to the same result if it was
+    interrupted. ``model`` stays as it is unless ``inplace=True``; equal seeds give equal results.
 
     Raises BudgetError, InputError and what `prune` and `finetune` raise.
 
@@ -113,7 +113,7 @@ def sparsify_gradually(
     final_epochs: int | None = None,
     rewind: int | None = None,
     carry: bool | None = None,
-    hooks: Sequence[Hook] = (),
+    hooks: Hooks = (),
     training: Mapping[str, Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Callable[[GradualStep], None] | None = None,

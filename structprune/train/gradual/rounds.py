@@ -19,7 +19,10 @@ from structprune.train.loop import finetune
 from structprune.train.optimizers import build_optimizer, build_schedule
 from structprune.train.options import TrainOptions
 
-__all__ = ["Rounds", "learning_rates", "part_of_schedule"]
+__all__ = ["Hooks", "Rounds", "learning_rates", "part_of_schedule"]
+
+Hooks = Sequence[Hook] | Callable[[nn.Module], Sequence[Hook]]
+"""Hooks for every step's training, or a function that makes them for the network of a step."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Rounds:
     final: int | None = None
     rewind: int | None = None
     goes_on: bool = False
-    hooks: Sequence[Hook] = ()
+    hooks: Hooks = ()
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,7 +91,8 @@ class Rounds:
         """
         keeper, options = _Memory(memory), self.options_of(number)
         chosen = {each.name: getattr(options, each.name) for each in fields(options)}
-        log = finetune(model, self.data, hooks=(keeper, *self.hooks), **chosen, **self.more)
+        hooks = self.hooks(model) if callable(self.hooks) else self.hooks
+        log = finetune(model, self.data, hooks=(keeper, *hooks), **chosen, **self.more)
         assert keeper.optimizer is not None
         return log, keeper.optimizer
 
