@@ -21,8 +21,8 @@ from scipy.sparse import csr_array
 
 from structprune.axes import Atom, Expr
 from structprune.cost import Terms, product_terms
+from structprune.records import Held
 from structprune.trace import Run
-from structprune.tracer import Held
 
 __all__ = ["Peaks", "compile_peaks"]
 

@@ -13,14 +13,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from structprune import plan_json
 from structprune.budget import Budget
 from structprune.errors import InputError, PlanError
-from structprune.kept import ByRow, Keep, Kept, checked_positions, kept_from_index, new_shape, require_rows
+from structprune.kept import ByRow, Keep, Kept, kept_from_index, new_shape, require_rows
+from structprune.plan_parts import (
+    AttributeEdit,
+    GroupPlan,
+    checked_kept,
+    checked_shares,
+    require_unique,
+    size_of,
+)
 from structprune.runtime_settings import Runtime
 
 __all__ = [
@@ -41,68 +48,7 @@ __all__ = [
 REMAINING = "structprune_remaining"
 """The attribute of a pruned network that holds what remains of the one it began as: `PruningPlan.remaining`."""
 
-_REMAINING = ("channels", "file_size", "macs", "params", "peak_memory")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """The channels of one group that stay: sorted, unique indices below `size`; else raises PlanError.
-
-    With `by`, the names of other groups, `keep` holds one such tuple for each channel that those groups have together
-    before the cut (row-major, in the order of `by`), all of one length: each head keeps its own.
-    """
-
-    name: str
-    size: int
-    keep: tuple[int, ...] | tuple[tuple[int, ...], ...]
-    by: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "by", tuple(self.by))
-        object.__setattr__(self, "keep", self._rows() if self.by else self._checked(self.keep))
-
-    @property
-    def count(self) -> int:
-        """How many channels stay (with `by`: in each of those groups' channels)."""
-        first = self.keep[0]
-        return len(first) if isinstance(first, tuple) else len(self.keep)
-
-    def _rows(self) -> tuple[tuple[int, ...], ...]:
-        rows = tuple(self._checked(row) for row in self.keep)
-        if len({len(row) for row in rows}) != 1:
-            raise PlanError(f"group {self.name!r}: expected rows of one length, got {str(self.keep)[:80]}")
-        return rows
-
-    def _checked(self, keep: Any) -> tuple[int, ...]:
-        return checked_positions(keep, self.size, f"group {self.name!r}")
-
-
-@dataclass(frozen=True)
-class AttributeEdit:
-    """An integer that the model's Python reads, before and after the cut.
-
-    `module` is a qualified module name ("" is the root). `path` leads from it to the integer: an attribute,
-    then list or tuple indices, dict keys or attributes, as in `("groups",)` or `("config", "num_heads")`.
-    """
-
-    module: str
-    path: tuple[str | int, ...]
-    old: int
-    new: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", tuple(self.path))
-        if not self.path or not isinstance(self.path[0], str):
-            raise PlanError(f"{self}: the path must begin with an attribute name")
-        if any(isinstance(step, str) and step.startswith("__") for step in self.path):
-            raise PlanError(
-                f"{self}: names that begin with two underscores are Python's own, not a layer's size"
-            )
-
-    def __str__(self) -> str:
-        path = ".".join(map(str, self.path))
-        return f"attribute edit {self.module or '<root>'}: {path} {self.old} -> {self.new}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +90,9 @@ class PruningPlan:
         shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
         done: dict[tuple[int, int], Kept] = {}
         tensors = {
-            name: {dim: _kept(keep, shapes[name], dim, name, done) for dim, keep in sorted(dims.items())}
+            name: {
+                dim: checked_kept(keep, shapes[name], dim, name, done) for dim, keep in sorted(dims.items())
+            }
             for name, dims in self.tensors.items()
         }
         for name, dims in tensors.items():
@@ -153,9 +101,9 @@ class PruningPlan:
             object.__setattr__(self, mapped, value)
         for listed in ("groups", "attributes"):
             object.__setattr__(self, listed, tuple(getattr(self, listed)))
-        object.__setattr__(self, "remaining", _shares(self.remaining))
-        _require_unique("group", [group.name for group in self.groups])
-        _require_unique("attribute edit", [f"{edit.module}: {edit.path}" for edit in self.attributes])
+        object.__setattr__(self, "remaining", checked_shares(self.remaining))
+        require_unique("group", [group.name for group in self.groups])
+        require_unique("attribute edit", [f"{edit.module}: {edit.path}" for edit in self.attributes])
 
     def new_shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of a tensor of `tensors` after the cut."""
@@ -220,13 +168,13 @@ def _plan(record: plan_json.PlanRecord, expand: plan_json.Expander) -> PruningPl
     for name, tensor in record.tensors.items():
         tensors[name] = {}
         for dim, ranges in tensor.keep.items():
-            size = _size(tuple(tensor.shape), int(dim), name)
+            size = size_of(tuple(tensor.shape), int(dim), name)
             tensors[name][int(dim)] = expand(ranges, size, f"tensor {name!r} dim {dim}")
         for dim, rows in tensor.by_row.items():
             what = f"tensor {name!r} dim {dim}"
             if int(dim) in tensors[name]:
                 raise PlanError(f"{what}: what stays is said twice")
-            size = _size(tuple(tensor.shape), int(dim), name)
+            size = size_of(tuple(tensor.shape), int(dim), name)
             lists = tuple(expand(ranges, size, what, ordered=False) for ranges in rows.rows)
             tensors[name][int(dim)] = ByRow(tuple(rows.by), lists, expand.runs(rows.row, what))
     return PruningPlan(
@@ -293,37 +241,3 @@ def _tensor_record(shape: tuple[int, ...], dims: Mapping[int, Kept]) -> dict[str
     }
     record: dict[str, object] = {"shape": shape, "keep": plain}
     return record | {"by_row": by_row} if by_row else record
-
-
-def _shares(remaining: Mapping[str, float]) -> dict[str, float]:
-    for name, share in remaining.items():
-        if name not in _REMAINING or not 0 < share <= 1:
-            raise PlanError(
-                f"remaining: expected shares of {', '.join(_REMAINING)} in (0, 1], got {name}={share}"
-            )
-    return {name: float(share) for name, share in remaining.items()}
-
-
-def _kept(keep: Kept, shape: tuple[int, ...], dim: int, name: str, done: dict[tuple[int, int], Kept]) -> Kept:
-    size = _size(shape, dim, name)
-    key = (id(keep), size)  # one list serves many tensors: it is checked once, and stays one object
-    if key not in done:
-        what = f"tensor {name!r} dim {dim}"
-        done[key] = (
-            keep.checked(size, what) if isinstance(keep, ByRow) else checked_positions(keep, size, what)
-        )
-    return done[key]
-
-
-def _size(shape: tuple[int, ...], dim: int, name: str) -> int:
-    if not isinstance(dim, int) or not 0 <= dim < len(shape):
-        raise PlanError(
-            f"tensor {name!r}: dim {dim} is not one of the {len(shape)} dims of shape {list(shape)}"
-        )
-    return shape[dim]
-
-
-def _require_unique(kind: str, names: Sequence[str]) -> None:
-    if len(set(names)) != len(names):
-        twice = sorted(name for name in set(names) if names.count(name) > 1)
-        raise PlanError(f"{kind} named twice: {twice[:3]}")

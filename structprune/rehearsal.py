@@ -23,13 +23,15 @@ from structprune.clone import structural_clone
 from structprune.constraints import Settlement, involved
 from structprune.inputs import map_tensors, normalize_inputs
 from structprune.leftovers import forget
+from structprune.operands import numbers, on_meta
 from structprune.provenance import Comparison, is_library, user_line
+from structprune.records import Step
 from structprune.rules import lookup_function
 from structprune.rules.context import Dims
 from structprune.stand_ins import SUBSTITUTES
 from structprune.tensors import named_tensors
 from structprune.trace import Run, surroundings
-from structprune.tracer import READERS, Step, Tracer, numbers, on_meta
+from structprune.tracer import READERS, Tracer
 
 __all__ = ["rehearse"]
 

@@ -17,9 +17,10 @@ from structprune.axes import Expr
 from structprune.cutting import Cut, count_of, positions
 from structprune.errors import StructpruneError
 from structprune.gathering import put, removed, take
+from structprune.records import LAYOUT
 from structprune.rules import Site, lookup_function
 from structprune.rules.context import Dims, iter_tensors
-from structprune.tracer import LAYOUT, Tracer
+from structprune.tracer import Tracer
 
 __all__ = ["OtherOperations", "Replay", "noise"]
 

@@ -25,12 +25,14 @@ from structprune.interrupts import interrupts_kept
 from structprune.leftovers import forget
 from structprune.outputs import Outputs, chosen_outputs, output_integers, output_tensors
 from structprune.provenance import TracedInt
+from structprune.records import Held, Record, Step
 from structprune.routing import CHOICES, Rerouted, freeze_siblings
 from structprune.rules import Context
 from structprune.rules.context import Dims, constants
 from structprune.stand_ins import SUBSTITUTES, random_state, transparent_functionals
 from structprune.tensors import slots
-from structprune.tracer import INPUT, Held, Record, RuleError, Step, Tracer, watching
+from structprune.tracer import INPUT, RuleError, Tracer
+from structprune.watching import watching
 
 __all__ = ["Record", "Run", "Tracer", "run_traced", "surroundings"]
 
@@ -140,7 +142,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outp
     for tensor in tensors_in((args, kwargs)):
         context.dims[tensor] = tuple(Const(size, INPUT) for size in tensor.shape)
         context.live[tensor] = 0
-    given = tuple(tracer.held(tensor) for tensor in tensors_in((args, kwargs)))
+    given = tuple(tracer.places.held(tensor) for tensor in tensors_in((args, kwargs)))
     clone.eval()
     _follow_layers(clone, context)
     with interrupts_kept(), surroundings(tracer, mode), fresh_results(clone):
@@ -150,7 +152,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outp
             context.ledger.number(number)
     context.ledger.open = False
     found = tuple(context.dims.get(tensor) or constants(tensor) for tensor in output_tensors(result))
-    returned = frozenset(map(tracer.place, output_tensors(result)))
+    returned = frozenset(map(tracer.places.of, output_tensors(result)))
     unused = frozenset(name for name, tensor in tensors.items() if id(tensor) not in tracer.read)
     run = Run(
         context,

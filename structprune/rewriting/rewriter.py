@@ -10,6 +10,7 @@ from torch import nn
 
 from structprune.arguments import typed
 from structprune.clone import structural_clone
+from structprune.comparison import largest_error, widest
 from structprune.errors import TraceError
 from structprune.inputs import batch_size, map_tensors, normalize_inputs, repeat_batch
 from structprune.interrupts import interrupts_kept
@@ -23,7 +24,6 @@ from structprune.rewriting.module import RewrittenModule
 from structprune.rewriting.sizes import write_out_sizes
 from structprune.rewriting.symbolic import symbolic
 from structprune.trace import run_traced
-from structprune.verify import largest_error, widest
 from structprune.wrappers import refuse_wrapped
 
 __all__ = ["rewrite"]

@@ -14,7 +14,8 @@ from structprune.rules import (
     spatial,
     views,
 )
-from structprune.rules.context import Call, Context, FunctionCall, Site, Uncovered
+from structprune.rules.call import Call
+from structprune.rules.context import Context, FunctionCall, Site, Uncovered
 from structprune.rules.registry import (
     KnownRule,
     function_rule,

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from structprune import axes
 from structprune.axes import Const, Expr, product
-from structprune.rules.context import Call, constants, iter_tensors
+from structprune.rules.call import Call
+from structprune.rules.context import constants, iter_tensors
 from structprune.rules.pointwise import broadcast
 from structprune.rules.registry import function_rule, rule
 

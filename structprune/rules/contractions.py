@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from structprune import axes
 from structprune.axes import KERNEL, Const, Expr, product
-from structprune.rules.context import Call, Dims, Uncovered
+from structprune.rules.call import Call
+from structprune.rules.context import Dims, Uncovered
 from structprune.rules.pointwise import broadcast
 from structprune.rules.registry import rule
 

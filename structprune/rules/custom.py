@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 
 from structprune.errors import InputError
-from structprune.rules.context import Call, iter_tensors
+from structprune.rules.call import Call
+from structprune.rules.context import iter_tensors
 from structprune.rules.registry import Rule, has_rule, qualified, source
 from structprune.rules.registry import rule as register_rule
 

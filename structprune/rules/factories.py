@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from structprune.axes import Const, Expr
 from structprune.nodes import Literal, Node, Size
-from structprune.rules.context import Call
+from structprune.rules.call import Call
 from structprune.rules.registry import rule
 from structprune.rules.views import repeated
 

@@ -10,7 +10,8 @@ from structprune import axes
 from structprune.axes import Const, Expr, product, total
 from structprune.nodes import Literal, Node, Size, ceil_div, negative
 from structprune.provenance import plain
-from structprune.rules.context import Call, Uncovered, free
+from structprune.rules.call import Call
+from structprune.rules.context import Uncovered, free
 from structprune.rules.registry import function_rule, rule
 from structprune.rules.views import repeated
 

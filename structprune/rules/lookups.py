@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from structprune.axes import Const, Expr
-from structprune.rules.context import Call, Dims, Uncovered, iter_tensors
+from structprune.rules.call import Call
+from structprune.rules.context import Dims, Uncovered, iter_tensors
 from structprune.rules.pointwise import broadcast
 from structprune.rules.registry import function_rule, rule
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from structprune.axes import Const, Expr
-from structprune.rules.context import Call, iter_tensors
+from structprune.rules.call import Call
+from structprune.rules.context import iter_tensors
 from structprune.rules.pointwise import broadcast
 from structprune.rules.registry import rule
 

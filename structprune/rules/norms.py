@@ -6,7 +6,8 @@ import torch
 
 from structprune import axes
 from structprune.axes import product
-from structprune.rules.context import Call, free
+from structprune.rules.call import Call
+from structprune.rules.context import free
 from structprune.rules.registry import function_rule, rule
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from structprune.axes import Const, Expr
-from structprune.rules.context import Call, iter_tensors
+from structprune.rules.call import Call
+from structprune.rules.context import iter_tensors
 from structprune.rules.registry import rule
 
 _UNIT = Const(1)

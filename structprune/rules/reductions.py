@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from structprune.axes import Const, Expr
-from structprune.rules.context import Call, iter_tensors
+from structprune.rules.call import Call
+from structprune.rules.context import iter_tensors
 from structprune.rules.registry import rule
 
 _UNCHANGED = ("sum", "nansum", "any", "count_nonzero")

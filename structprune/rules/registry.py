@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from structprune.rules.context import Call
+    from structprune.rules.call import Call
 
 __all__ = [
     "KnownRule",

@@ -8,7 +8,8 @@ import torch
 
 from structprune import axes
 from structprune.axes import Const, product
-from structprune.rules.context import Call, iter_tensors
+from structprune.rules.call import Call
+from structprune.rules.context import iter_tensors
 from structprune.rules.registry import function_rule, rule
 
 _POOLS = [f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from structprune import axes
 from structprune.axes import Const, Expr, product
 from structprune.nodes import Literal, Node, Size
-from structprune.rules.context import Call, Uncovered
+from structprune.rules.call import Call
+from structprune.rules.context import Uncovered
 from structprune.rules.registry import rule
 
 _UNIT = Const(1)
