@@ -40,7 +40,7 @@ from structprune.data import digits
 from structprune.runtimes import torch_threads
 from structprune.train import evaluate, finetune
 
-__all__ = ["NETWORKS", "Setting", "main", "of_network"]
+__all__ = ["NETWORKS", "Setting", "main", "of_network", "trained"]
 
 _COMMON: dict[str, Any] = {"batch_size": 32, "schedule": "onecycle", "label_smoothing": 0.1}
 _SGD: dict[str, Any] = {"lr": 0.02}
@@ -121,14 +121,15 @@ def of_network(
     wanted = [one for one in wanted if _key(one[2] | {"criterion": one[1]}) not in there]
     if not wanted:
         return
-    bench = _trained(setting, seed)
+    bench = trained(setting, seed)
     dense = {"dense": evaluate(bench.model, bench.test)}
     for share, criterion, place in wanted:
         cuts = bench.ours if place["tool"] == "structprune" else bench.theirs
         yield from (place | {"criterion": criterion} | dense | row for row in cuts(share, criterion))
 
 
-def _trained(setting: Setting, seed: int) -> Bench:
+def trained(setting: Setting, seed: int) -> Bench:
+    """The network trained from nothing, with what cuts of it need."""
     train, test = setting.data(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -5,9 +5,9 @@ Usage:
     python -m benchmarks.scoring_time --network mobilenet --rounds 3
 
 Both tools have the network's dependency graph already, and score all of its channels once from the same images of
-scikit-learn's digits, by turns; shown are medians. torch-pruning's Taylor takes the gradient of the mean loss, where
-ours takes each sample's; its Hessian is a Fisher diagonal, from the backward pass of each sample through the whole
-batch's graph, as its documentation has it; its activation criterion is the nearest to "wanda".
+scikit-learn's digits, by turns; shown are medians. torch-pruning's Taylor takes the gradient of the mean loss, which is
+our "snip", where our "taylor" takes each sample's; its Hessian is a Fisher diagonal, from the backward pass of each sample through the whole
+batch's graph, as its documentation has it (slow: `--samples 64`); its activation criterion is the nearest to "wanda".
 """
 
 from __future__ import annotations
@@ -45,15 +45,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet": SmallMobileNet,
 }
 PAIRS = {
-    "l2": "l2",
-    "fpgm": "fpgm",
-    "lamp": "lamp",
+    **{name: name for name in ("l2", "fpgm", "lamp", "taylor")},
+    "snip": "taylor",
     "wanda": "activation",
-    "taylor": "taylor",
     "fisher": "hessian",
 }
 """Our criteria that torch-pruning has something like, by its name."""
-ALONE = ("snip", "obs", "hessian")
+ALONE = ("obs", "hessian")
 Batches = list[tuple[Tensor, Tensor]]
 
 

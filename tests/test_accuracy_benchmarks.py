@@ -1,4 +1,4 @@
-"""The benchmarks of accuracy and of scoring time, on a small network and a few images."""
+"""The benchmarks of accuracy, of schedules and of scoring time, on a small network and a few images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from benchmarks import accuracy, scoring_time
+from benchmarks import accuracy, schedules, scoring_time
 from benchmarks.accuracy_cuts import mean_gradients, square_gradients
 from benchmarks.accuracy_table import best, compared, sentences
 from benchmarks.docstrings import LENGTH, PACKAGES, WORDS, docstrings
@@ -117,3 +117,19 @@ def test_scoring_is_timed_by_turns(
     assert all(len(row["ours"]) == 2 for row in rows.values())
     assert all((row["theirs"] is not None) == (name in scoring_time.PAIRS) for name, row in rows.items())
     assert "taylor" in capsys.readouterr().out
+
+
+def test_ways_to_a_size_are_compared_with_one_cut(
+    quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = ("one cut", "gradual", "one cut after group lasso, refitted")
+    monkeypatch.setattr(schedules, "WAYS", {name: schedules.WAYS[name] for name in kept})
+    out = tmp_path / "rows.jsonl"
+    options = ["--network", "resnet", "--seed", "0", "--seed", "1", "--share", "0.4", "--out", str(out)]
+    assert schedules.main(options) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["seed"], row["way"]) for row in rows] == [(seed, way) for seed in (0, 1) for way in kept]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert "gradual" in capsys.readouterr().out
+    assert schedules.main(options) == 0  # nothing is run again
+    assert len(out.read_text().splitlines()) == len(rows)

@@ -1,0 +1,165 @@
+"""One cut, several or a gradual one, with and without sparsity training and refit, at an eighth of the MACs.
+
+Usage:
+    python -m benchmarks.schedules --network resnet --seed 0 --out runs/schedules.jsonl  # a minute or two
+    python -m benchmarks.schedules --table runs/schedules.jsonl
+
+The networks, tasks and seeds are those of `benchmarks.accuracy`. Every way has the same number of epochs after the
+dense training, and the same largest learning rate; those in which a group lasso draws channels to zero first are among
+them. Channels are ranked by their L2 norm. "refitted" ones were given `calibration=`, 128 training images. Differences
+are paired within seeds, against the one cut. Rows are appended; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import structprune as sp
+from benchmarks.accuracy import NETWORKS, trained
+from benchmarks.accuracy_cuts import Bench
+from benchmarks.latency_accuracy_table import paired
+from structprune.runtimes import torch_threads
+from structprune.train import (
+    Cubic,
+    GroupLasso,
+    Iterative,
+    OneShot,
+    Schedule,
+    TrainOptions,
+    evaluate,
+    finetune,
+    prune_gradually,
+)
+
+__all__ = ["WAYS", "Way", "accuracy", "main"]
+
+EPOCHS, STEPS, SPARSE = 6, 3, 2
+_STRENGTH = 1e-3
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a network comes to its size, in `EPOCHS` epochs."""
+
+    schedule: Schedule
+    lasso: bool = False
+    refitted: bool = False
+
+
+WAYS = {
+    "one cut": Way(OneShot()),
+    "several": Way(Iterative(steps=STEPS)),
+    "gradual": Way(Cubic(STEPS)),
+    "one cut after group lasso": Way(OneShot(), lasso=True),
+    "several after group lasso": Way(Iterative(steps=2), lasso=True),
+    "one cut, refitted": Way(OneShot(), refitted=True),
+    "several, refitted": Way(Iterative(steps=STEPS), refitted=True),
+    "gradual, refitted": Way(Cubic(STEPS), refitted=True),
+    "one cut after group lasso, refitted": Way(OneShot(), lasso=True, refitted=True),
+}
+_FIRST = "one cut"
+
+
+def accuracy(bench: Bench, way: Way, share: float) -> float:
+    """The accuracy at the end of one way."""
+    recipe = dict(bench.recipe or {})
+    model, left = copy.deepcopy(bench.model), EPOCHS
+    if way.lasso:
+        hooks = [GroupLasso(bench.graph, _STRENGTH)]
+        finetune(model, bench.train, seed=bench.seed, hooks=hooks, **recipe | {"epochs": SPARSE})
+        left -= SPARSE
+    steps = len(way.schedule.shares(1.0, share))
+    options = TrainOptions(seed=bench.seed, **recipe | {"epochs": left // steps})
+    result = prune_gradually(
+        model.eval(),
+        bench.example,
+        sp.Budget(macs=share),
+        bench.train,
+        options,
+        schedule=way.schedule,
+        calibration=[inputs for inputs, _ in bench.calibration] if way.refitted else None,
+    )
+    return evaluate(result.model, bench.test)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Appends the rows and prints the table; the exit status."""
+    options = _parser().parse_args(argv)
+    path = options.table or options.out
+    known = path is not None and path.exists()
+    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()] if known else []
+    for name in () if options.table else options.network or ("resnet", "vgg", "vit"):
+        for seed in options.seed or range(5):
+            place = {"network": name, "seed": seed, "share": options.share}
+            there = {row["way"] for row in rows if place.items() <= row.items()}
+            if there >= WAYS.keys():
+                continue
+            with torch_threads(options.threads):
+                bench = trained(NETWORKS[name], seed)
+                for title, way in WAYS.items():
+                    if title not in there:
+                        row = place | {"way": title, "accuracy": accuracy(bench, way, options.share)}
+                        rows.append(row)
+                        _append(options.out, row)
+    (Console() if sys.stdout.isatty() else Console(width=140)).print(_table(rows))
+    return 0
+
+
+def _append(path: Path | None, row: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    made = Table(title=f"Accuracy in % after {EPOCHS} epochs", title_justify="left", show_edge=False)
+    for column in ("network", "MACs", "way", "accuracy", f"against {_FIRST!r} [95 %]", "seeds"):
+        made.add_column(column, no_wrap=True)
+    values: dict[tuple[str, float], dict[str, dict[int, float]]] = {}
+    for row in rows:
+        ways = values.setdefault((row["network"], row["share"]), {})
+        ways.setdefault(row["way"], {})[row["seed"]] = row["accuracy"]
+    for (network, share), ways in values.items():
+        for title, own in ways.items():
+            seeds = sorted(own.keys() & ways.get(_FIRST, {}).keys())
+            found = paired([own[s] for s in seeds], [ways[_FIRST][s] for s in seeds])
+            low, high = found["interval"] or (float("nan"),) * 2
+            gap = f"{100 * found['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {found['verdict']}"
+            mean = f"{100 * found['ours'][0]:.1f}"
+            gap = "" if title == _FIRST else escape(gap)
+            made.add_row(network, f"{share:.3g}", title, mean, gap, str(len(seeds)))
+    return made
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.schedules",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--network", action="append", choices=("resnet", "vgg", "vit"), help="repeatable; all if left out")
+    add("--seed", action="append", type=int, help="repeatable; 0 to 4 if left out")
+    add("--share", type=float, default=1 / 8, help="of the MACs")
+    add("--threads", type=int, default=1)
+    add("--out", type=Path, metavar="FILE", help="append rows as JSON lines")
+    add("--table", type=Path, metavar="FILE", help="run nothing: print what the rows of this file say")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
