@@ -6,8 +6,9 @@ Usage:
 
 Both tools have the network's dependency graph already, and score all of its channels once from the same images of
 scikit-learn's digits, by turns; shown are medians. torch-pruning's Taylor takes the gradient of the mean loss, which is
-our "snip", where our "taylor" takes each sample's; its Hessian is a Fisher diagonal, from the backward pass of each sample through the whole
-batch's graph, as its documentation has it (slow: `--samples 64`); its activation criterion is the nearest to "wanda".
+our "snip", where our "taylor" takes each sample's. Its Hessian is a Fisher diagonal, from the backward pass of each
+sample through the whole batch's graph, as its documentation has it (slow: `--samples 64`). Its activation criterion is
+the nearest to "wanda".
 """
 
 from __future__ import annotations
