@@ -17,6 +17,7 @@ from structprune.archive import read_archive, write_archive
 from structprune.cli import app
 from structprune.cli.exit_codes import ExitCode
 from structprune.recipes.folder import RunFolder
+from structprune.train import GradualRun
 from structprune.train.options import TrainOptions
 
 MODULE = """
@@ -114,6 +115,8 @@ class TestReading:
             ("step: evaluate", "step: evaluate, data: validation", "validation: is 0"),
             ("step: evaluate", "step: export, file: ../x.onnx", r":17: steps\[7\]\.file: .*plain name"),
             ("version: 1", "version: [1", "is no YAML"),
+            ("{step: evaluate}", "{step: prune_gradually, budget: {macs: 0.2}, schedule: {kind: cubic, steps: 2}, "
+             "train: {epochs: 1, lr: 0.1}}", r"steps\[7\] \(prune_gradually\) comes after sparsify"),
         ],
     )  # fmt: skip
     def test_what_is_wrong_is_said_with_its_place(self, old: str, new: str, message: str) -> None:
@@ -211,6 +214,51 @@ class TestRunning:
         zeros = [int((m.weight == 0).sum()) for m in before if isinstance(m, torch.nn.Linear)]
         assert zeros == [m.weight.numel() // 2 for m in before if isinstance(m, torch.nn.Linear)]
         assert all(bool((m.weight == 0).any()) for m in after if isinstance(m, torch.nn.Linear))
+
+    def test_a_penalty_and_a_schedule_go_on_where_they_were_stopped(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipe = sp.Recipe.parse(
+            RECIPE[: RECIPE.index("steps:")]
+            + """\
+validation: 0.2
+steps:
+  - {step: train, epochs: 2, lr: 0.05, penalty: {kind: group_lasso, strength: 0.02}}
+  - step: prune_gradually
+    budget: {macs: 0.4}
+    schedule: {kind: iterative, steps: 3}
+    train: {epochs: 1, lr: 0.01}
+    max_drop: 1.0
+  - {step: sparsify, sparsity: 0.5}
+""",
+            "recipe.yaml",
+            folder,
+        )
+        wanted = sp.run_recipe(recipe, "alone")
+        penalised, gradual, _ = wanted.records
+        assert penalised["epochs"][-1]["penalty"] > 0
+        assert [round(cut["asked"]["macs"], 3) for cut in gradual["cuts"]] == [0.737, 0.543, 0.4]
+        assert gradual["reached"]
+        assert len(wanted.plans) == 3
+        assert "3 cuts, macs" in str(wanted)
+        (folder / "stop").touch()
+        with pytest.raises(KeyboardInterrupt):
+            sp.run_recipe(recipe, "out")
+        save, saved = GradualRun.save, 0
+
+        def then_stop(self: GradualRun, path: Any) -> None:
+            nonlocal saved
+            save(self, path)
+            saved += 1
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(GradualRun, "save", then_stop)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                sp.run_recipe(recipe, "out")
+        again = sp.run_recipe(recipe, "out")
+        assert saved == 3
+        assert (again.weights, again.records) == (wanted.weights, wanted.records)
 
 
 class TestRefused:

@@ -14,7 +14,16 @@ from structprune.inputs import parse_inputs
 from structprune.recipes.data import DataSource
 from structprune.recipes.fields import Strict
 from structprune.recipes.places import Document, explained, read
-from structprune.recipes.steps import Evaluate, Export, Prune, Step, Train, kind_of
+from structprune.recipes.steps import (
+    Cutting,
+    Evaluate,
+    Export,
+    PruneGradually,
+    Sparsify,
+    Step,
+    Train,
+    kind_of,
+)
 
 __all__ = ["Recipe"]
 
@@ -108,11 +117,19 @@ class Recipe(Strict):
         files = [step.file for step in self.steps if isinstance(step, Export)]
         for number, step in enumerate(self.steps):
             place = f"steps[{number}] ({kind_of(step)})"
-            drawn = isinstance(step, Prune) and (step.data or step.calibration)
-            if self.data is None and (drawn or isinstance(step, (Train, Evaluate))):
+            drawn = isinstance(step, Cutting) and (step.data or step.calibration)
+            if self.data is None and (drawn or isinstance(step, (Train, Evaluate, PruneGradually))):
                 raise ValueError(f"{place} needs data, and the recipe names none")
             if isinstance(step, Evaluate) and step.data == "validation" and not self.validation:
                 raise ValueError(f"{place} is on the validation data, but validation: is 0")
+            if isinstance(step, PruneGradually):
+                self._fits_gradually(step, number, place)
             if isinstance(step, Export) and files.count(step.file) > 1:
                 raise ValueError(f"{place} writes {step.file}, and another step writes it too")
         return self
+
+    def _fits_gradually(self, step: PruneGradually, number: int, place: str) -> None:
+        if (step.floor is not None or step.max_drop is not None) and not self.validation:
+            raise ValueError(f"{place} has a floor for the accuracy on validation data, but validation: is 0")
+        if any(isinstance(before, Sparsify) for before in self.steps[:number]):
+            raise ValueError(f"{place} comes after sparsify, whose masks it would lose: sparsify after it")

@@ -23,7 +23,7 @@ from structprune.recipes.data import Data, beside
 from structprune.recipes.folder import RunFolder
 from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network, weights_digest
-from structprune.recipes.steps import Prune, kind_of
+from structprune.recipes.steps import Cutting, kind_of
 from structprune.recipes.told import told
 from structprune.recipes.work import Work
 from structprune.rewriting import rewrite
@@ -113,7 +113,7 @@ def _prepared(recipe: Recipe, folder: RunFolder) -> Work:
         if recipe.data is not None:
             data = Data(*recipe.data.load(recipe.base), recipe.validation, recipe.seed)
         for step in recipe.steps:
-            if isinstance(step, Prune) and step.loss is not None:
+            if isinstance(step, Cutting) and step.loss is not None:
                 lookup(beside(step.loss, recipe.base), "loss")
     return Work(recipe, network, folder, example, data, lambda done, total: None)
 

@@ -12,17 +12,35 @@ from structprune.importance import CRITERIA
 from structprune.recipes.data import Samples
 from structprune.recipes.fields import Derived, Strict, derived, did_you_mean
 from structprune.runtime_settings import Runtime
+from structprune.train.gradual import Cubic, Iterative, OneShot
 from structprune.train.options import TrainOptions
 
-__all__ = ["Evaluate", "Export", "Measure", "Prune", "Sparsify", "Step", "Train"]
+__all__ = [
+    "Cutting",
+    "Evaluate",
+    "Export",
+    "Measure",
+    "Penalize",
+    "Prune",
+    "PruneGradually",
+    "Sparsify",
+    "Step",
+    "Train",
+]
 
 if TYPE_CHECKING:
     _BudgetFields: TypeAlias = Derived
     _TrainFields: TypeAlias = Derived
     _RuntimeFields: TypeAlias = Derived
+    _OneShot: TypeAlias = Derived
+    _Iterative: TypeAlias = Derived
+    _Cubic: TypeAlias = Derived
 else:
     _BudgetFields = derived(Budget, "_BudgetFields")
     _TrainFields = derived(TrainOptions, "_TrainFields", seed=(int | None, None))
+    _OneShot, _Iterative, _Cubic = (
+        derived(kind, f"_{kind.__name__}") for kind in (OneShot, Iterative, Cubic)
+    )
     _RuntimeFields = derived(Runtime, "_RuntimeFields", leave_out=("name",))
 
 Names = str | list[str]
@@ -37,27 +55,42 @@ class Limits(_BudgetFields):
         return self
 
 
-class Train(_TrainFields):
-    """Training or fine-tuning, with the options of `structprune.train.finetune`; `seed` is the recipe's if left out."""
-
-    step: Literal["train", "finetune"]
+class Training(_TrainFields):
+    """The options of `structprune.train.finetune`; `seed` is the recipe's if left out."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Train:
+    def _possible(self) -> Training:
         self.options(0)
         return self
 
     def options(self, seed: int) -> TrainOptions:
-        """The options, with the recipe's seed where the step has none."""
+        """The options, with the recipe's seed where there is none."""
         own = self.seed  # type: ignore[attr-defined]
         return self.make(seed=seed if own is None else own)  # type: ignore[no-any-return]
 
 
-class Prune(Strict):
-    """A cut to a budget, proven, as `structprune.prune` does it. `data` and `calibration` are drawn from the training
-    data; `loss` is package.module:function or file.py:function."""
+class Penalize(Strict):
+    """A penalty on the channels that can be cut, as those of `structprune.train`: channels become exactly zero."""
 
-    step: Literal["prune"]
+    kind: Literal["l1", "l2", "group_lasso", "slimming"]
+    strength: Annotated[float, Field(ge=0)]
+    only: Names = Field(default_factory=list)
+    keep: Names = Field(default_factory=list)
+    proximal: bool = True
+    growth: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Train(Training):
+    """Training or fine-tuning, with a penalty where one is named."""
+
+    step: Literal["train", "finetune"]
+    penalty: Penalize | None = None
+
+
+class Cutting(Strict):
+    """How channels are cut, as `structprune.prune` takes it. `data` and `calibration` are drawn from the training data;
+    `loss` is package.module:function or file.py:function."""
+
     budget: Limits
     criterion: str = "l2"
     data: Samples | None = None
@@ -82,6 +115,43 @@ class Prune(Strict):
         if name not in CRITERIA:
             raise ValueError(f"unknown criterion {name!r}; {did_you_mean(name, CRITERIA)}")
         return name
+
+
+class Prune(Cutting):
+    """A cut to a budget, proven."""
+
+    step: Literal["prune"]
+
+
+class OneShotFields(_OneShot):
+    """All at once."""
+
+    kind: Literal["one_shot"]
+
+
+class IterativeFields(_Iterative):
+    """The same share each time."""
+
+    kind: Literal["iterative"]
+
+
+class CubicFields(_Cubic):
+    """Much at first, little at the end, while one training goes on."""
+
+    kind: Literal["cubic"]
+
+
+class PruneGradually(Cutting):
+    """Cuts in steps of a schedule with training after each, as `structprune.train.prune_gradually` makes them. Stopped,
+    it goes on after the last of these steps that was done."""
+
+    step: Literal["prune_gradually"]
+    schedule: Annotated[OneShotFields | IterativeFields | CubicFields, Field(discriminator="kind")]
+    train: Training
+    final_epochs: Annotated[int, Field(ge=1)] | None = None
+    rewind: Annotated[int, Field(ge=1)] | None = None
+    floor: float | None = None
+    max_drop: float | None = None
 
 
 class Sparsify(Strict):
@@ -147,7 +217,9 @@ class Measure(_RuntimeFields):
         return self.make(name=self.runtime)  # type: ignore[no-any-return]
 
 
-Step = Annotated[Train | Prune | Sparsify | Evaluate | Export | Measure, Field(discriminator="step")]
+Step = Annotated[
+    Train | Prune | PruneGradually | Sparsify | Evaluate | Export | Measure, Field(discriminator="step")
+]
 
 
 def names(given: Names) -> list[str]:

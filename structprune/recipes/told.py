@@ -33,6 +33,15 @@ def _prune(record: Record) -> str:
     return f"params {params}, MACs {macs}{share}, {proof}"
 
 
+def _prune_gradually(record: Record) -> str:
+    last = record["cuts"][-1]
+    left = ", ".join(
+        f"{name} {100 * share:.1f} %" for name, share in last["remaining"].items() if name in last["asked"]
+    )
+    text = f"{len(record['cuts'])} cuts, {left} of the original's"
+    return text if record["reached"] else f"{text}; stopped at the floor, the network before it stays"
+
+
 def _sparsify(record: Record) -> str:
     return f"{record['nonzeros']:,} of {record['params']:,} parameters are not zero"
 
@@ -58,6 +67,7 @@ _TOLD: dict[str, Callable[[Record], str]] = {
     "train": _train,
     "finetune": _train,
     "prune": _prune,
+    "prune_gradually": _prune_gradually,
     "sparsify": _sparsify,
     "evaluate": _evaluate,
     "export": _export,

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from structprune.by_name import build_loss
+from structprune.engines import trace
 from structprune.export import export_onnx
 from structprune.history import masked, model_state
 from structprune.importance import draws
@@ -24,14 +25,26 @@ from structprune.recipes.data import Data, beside
 from structprune.recipes.folder import RunFolder
 from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network
-from structprune.recipes.steps import Evaluate, Export, Measure, Prune, Sparsify, Train, names
+from structprune.recipes.steps import (
+    Cutting,
+    Evaluate,
+    Export,
+    Measure,
+    Prune,
+    PruneGradually,
+    Sparsify,
+    Train,
+    names,
+)
 from structprune.surgery import apply_plan
-from structprune.train import Hook, Run, evaluate, finetune
+from structprune.train import L1, L2, GroupLasso, Hook, Run, Slimming, evaluate, finetune, prune_gradually
 from structprune.train.hooks import Metrics
 
 __all__ = ["Work"]
 
 Record = dict[str, Any]
+
+_PENALTIES = {"l1": L1, "l2": L2, "group_lasso": GroupLasso, "slimming": Slimming}
 
 
 @dataclass
@@ -62,7 +75,7 @@ class Work:
             **vars(options),
             validation=data.validation,
             progress=self.progress,
-            hooks=(keeper,),
+            hooks=(*self._penalties(step), keeper),
         )
         self.run = None
         return {"epochs": log}
@@ -78,25 +91,38 @@ class Work:
             step.budget.make(),
             step.criterion,
             data=self._drawn(step.data, step),
-            loss=build_loss(None if step.loss is None else beside(step.loss, self.recipe.base)),
             calibration=self._drawn(step.calibration, step),
-            refit=step.refit,
-            scope=step.scope,
-            multiple_of=step.multiple_of,
-            min_channels=step.min_channels,
-            max_pruned=step.max_pruned,
-            keep=names(step.keep),
-            only=names(step.only),
-            seed=self._seed(step) if draws(step.criterion) else None,
-            verify=step.verify,
-            engine=step.engine,
-            ragged=step.ragged,
-            outputs=step.outputs,
             progress=self.progress,
+            **self._pruning(step),
         )
         network.model = _masked_again(network.model, plain, result, masks) if masks else result.model
         network.plans = (*network.plans, result.plan)
         return _pruned(result)
+
+    @do.register
+    def _prune_gradually(self, step: PruneGradually) -> Record:
+        self._keep_dense()
+        network = self.network
+        result = prune_gradually(
+            network.model,
+            self.example,
+            step.budget.make(),
+            self._data.train,
+            step.train.options(self.recipe.seed),
+            schedule=step.schedule.make(),
+            criterion=step.criterion,
+            data=self._drawn(step.data, step),
+            calibration=self._drawn(step.calibration, step),
+            validation=self._data.validation,
+            floor=step.floor,
+            max_drop=step.max_drop,
+            final_epochs=step.final_epochs,
+            rewind=step.rewind,
+            pruning=self._pruning(step),
+            checkpoint=self.folder.path / f"gradual-{network.step + 1}.safetensors",
+        )
+        network.model, network.plans = result.model, (*network.plans, *result.plans)
+        return {"reached": result.reached, "cuts": [asdict(each) for each in result.steps]}
 
     @do.register
     def _sparsify(self, step: Sparsify) -> Record:
@@ -147,15 +173,42 @@ class Work:
             record["ratio"] = asdict(ratio(times["now"], times["dense"]))
         return record
 
+    def _pruning(self, step: Cutting) -> dict[str, Any]:
+        """What `prune` takes beside budget, criterion and data."""
+        return {
+            "loss": build_loss(None if step.loss is None else beside(step.loss, self.recipe.base)),
+            "refit": step.refit,
+            "scope": step.scope,
+            "multiple_of": step.multiple_of,
+            "min_channels": step.min_channels,
+            "max_pruned": step.max_pruned,
+            "keep": names(step.keep),
+            "only": names(step.only),
+            "seed": self._seed(step) if draws(step.criterion) else None,
+            "verify": step.verify,
+            "engine": step.engine,
+            "ragged": step.ragged,
+            "outputs": step.outputs,
+        }
+
+    def _penalties(self, step: Train) -> list[Hook]:
+        asked = step.penalty
+        if asked is None:
+            return []
+        graph = trace(self.network.model, self.example)
+        kind: Any = _PENALTIES[asked.kind]
+        options = {"only": names(asked.only), "keep": names(asked.keep)}
+        return [kind(graph, asked.strength, proximal=asked.proximal, growth=asked.growth, **options)]
+
     @property
     def _data(self) -> Data:
         assert self.data is not None  # the recipe is checked for that
         return self.data
 
-    def _seed(self, step: Prune | Sparsify) -> int:
+    def _seed(self, step: Cutting | Sparsify) -> int:
         return self.recipe.seed if step.seed is None else step.seed
 
-    def _drawn(self, samples: Any, step: Prune) -> Iterable[Any] | None:
+    def _drawn(self, samples: Any, step: Cutting) -> Iterable[Any] | None:
         return None if samples is None else samples.draw(self._data.train, self._seed(step))
 
     def _keep_dense(self) -> None:
