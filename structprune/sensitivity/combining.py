@@ -17,8 +17,8 @@ __all__ = ["Combination", "fitted"]
 
 Floats = NDArray[np.float64]
 
-_USUAL = 0.75
-_POWERS = np.arange(0.5, 1.31, 0.05)
+_USUAL = 0.9
+_POWERS = np.arange(0.5, 1.51, 0.05)
 _FACTORS = np.geomspace(0.1, 20.0, 54)
 _CEILINGS = np.array([1.05, 1.5, 3.0, 10.0, 100.0])  # of the largest rise that was measured
 _HELD = 0.1  # what a power that is e times the usual one has to win in the squared error of the logarithms
