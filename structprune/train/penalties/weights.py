@@ -71,7 +71,10 @@ def soft_threshold_(weights: Weights, amount: float) -> None:
     [2.0, 0.0, -1.0]
     """
     weight = weights.parameter
-    nearer = weight.sgn() * (weight.abs() - amount).clamp_min(0) + 0.0  # no -0.0
+    if weight.is_complex():
+        nearer = weight.sgn() * (weight.abs() - amount).clamp_min(0)
+    else:
+        nearer = nn.functional.softshrink(weight, amount).add_(0.0)  # no -0.0
     weight.copy_(weights.chosen(nearer, weight))
 
 
