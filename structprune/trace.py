@@ -28,7 +28,7 @@ from structprune.provenance import TracedInt
 from structprune.records import Held, Record, Step
 from structprune.routing import CHOICES, Rerouted, freeze_siblings
 from structprune.rules import Context
-from structprune.rules.context import Dims, constants
+from structprune.rules.context import Dims, constants, iter_tensors
 from structprune.stand_ins import SUBSTITUTES, random_state, transparent_functionals
 from structprune.tensors import slots
 from structprune.tracer import INPUT, RuleError, Tracer
@@ -203,8 +203,11 @@ def _follow_layers(clone: nn.Module, context: Context) -> None:
             stack.append(context.layer)
             context.layer = name
 
-        def leave(_module: Any, _args: Any, _out: Any) -> None:
-            context.layer = stack.pop()
+        def leave(_module: Any, _args: Any, out: Any) -> None:
+            name, context.layer = context.layer, stack.pop()
+            tensor = next(iter_tensors((out,)), None)
+            if tensor is not None:
+                context.results.setdefault(name, []).append(context.dims.get(tensor) or constants(tensor))
 
         module._forward_pre_hooks[-1] = enter
         module._forward_pre_hooks.move_to_end(-1, last=False)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from structprune.errors import InputError
 from structprune.masking import sparsify
-from structprune.train import Hook, Run, evaluate, finetune
+from structprune.train import Distillation, Hook, Run, evaluate, finetune
 from structprune.train.optimizers import build_optimizer, build_schedule
 from structprune.train.options import TrainOptions
 
@@ -270,6 +271,172 @@ class TestOptions:
         assert [p.ndim for p in decayed["params"]] == [2, 2]
         assert {p.ndim for p in spared["params"]} == {1}
         assert (decayed["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)
+
+
+class Two(nn.Module):
+    """Takes two inputs, by position or by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layer = nn.Linear(3, 2)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.cat([left, right], 1))
+
+
+class Pairs(Dataset[Any]):
+    """32 examples of two inputs, in a tensor, a tuple or a dict."""
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+        self.values = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        left, right = self.values[number, :1], self.values[number, 1:]
+        inputs = {
+            "tuple": (left, right),
+            "dict": {"right": right, "left": left},
+            "tensor": self.values[number],
+        }
+        return inputs[self.form], int(left > right[:1])
+
+
+class TestLossesAndInputs:
+    def test_inputs_by_position_and_by_name(self) -> None:
+        models = [Two(), Two(), Two().layer]
+        for model, form in zip(models, ("tuple", "dict", "tensor"), strict=True):
+            log = finetune(model, Pairs(form), epochs=4, lr=0.5, batch_size=8, validation=Pairs(form))
+            assert log[-1]["accuracy"] > 0.9
+        assert torch.equal(models[0].layer.weight, models[1].layer.weight)
+        assert torch.equal(models[0].layer.weight, models[2].weight)
+
+    def test_a_loss_of_ones_own(self) -> None:
+        """Least squares on exact data: the weights that made the targets come back."""
+        x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+        truth = torch.tensor([[1.0, -2.0, 0.5]])
+        model = nn.Linear(3, 1, bias=False)
+        log = finetune(
+            model,
+            TensorDataset(x, x @ truth.T),
+            epochs=40,
+            lr=0.1,
+            batch_size=16,
+            weight_decay=0.0,
+            loss=nn.functional.mse_loss,
+            validation=TensorDataset(x, x @ truth.T),
+            metric=lambda net, data: -float((net(data.tensors[0]) - data.tensors[1]).abs().max().detach()),
+        )
+        torch.testing.assert_close(model.weight.detach(), truth, rtol=1e-3, atol=1e-3)
+        assert "accuracy" not in log[-1]
+        assert -1e-2 < log[-1]["metric"] <= 0
+
+    def test_an_optimiser_and_a_schedule_of_ones_own(self) -> None:
+        rates: list[float] = []
+
+        class Rates(Hook):
+            def after_step(self, run: Run) -> None:
+                assert isinstance(run.optimizer, torch.optim.RMSprop)
+                rates.append(run.lr)
+
+        finetune(
+            net(),
+            sides(),
+            epochs=2,
+            lr=1.0,
+            batch_size=32,
+            optimizer=lambda model: torch.optim.RMSprop(model.parameters(), lr=0.01),
+            schedule=lambda optimizer, steps: torch.optim.lr_scheduler.StepLR(optimizer, steps // 2, 0.1),
+            hooks=[Rates()],
+        )
+        assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
+
+    def test_what_does_not_go_together(self) -> None:
+        with pytest.raises(InputError, match=r"label_smoothing=0.1 belongs to the default loss"):
+            finetune(net(), sides(), epochs=1, lr=0.1, loss=nn.functional.cross_entropy, label_smoothing=0.1)
+        with pytest.raises(InputError, match="metric= needs validation="):
+            finetune(net(), sides(), epochs=1, lr=0.1, metric=evaluate)
+
+        class Named(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = net()
+
+            def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+                return {"logits": self.inner(x)}
+
+        with pytest.raises(InputError, match="the model returns dict; measure with a metric="):
+            evaluate(Named(), sides())
+
+
+class TestAccelerate:
+    """What accelerate is configured for; its state is one per process, so each test begins and ends with none."""
+
+    @pytest.fixture(autouse=True)
+    def fresh(self) -> Iterator[None]:
+        accelerate = pytest.importorskip("accelerate")
+        accelerate.state.AcceleratorState._reset_state()
+        yield
+        accelerate.state.AcceleratorState._reset_state()
+        accelerate.state.GradientState._reset_state()
+
+    def test_accumulated_gradients_are_those_of_one_batch(self) -> None:
+        from accelerate import Accelerator
+
+        seen: list[tuple[int, int]] = []
+        models = [nn.Linear(2, 2).double() for _ in range(2)]
+        models[1].load_state_dict(models[0].state_dict())
+        x, y = sides().tensors
+        data = TensorDataset(x.double(), y)
+        settings: dict[str, Any] = {"epochs": 2, "lr": 0.1, "optimizer": "sgd"}
+        finetune(models[0], data, batch_size=32, **settings)
+        slow = Accelerator(cpu=True, gradient_accumulation_steps=2)
+        finetune(
+            models[1],
+            data,
+            batch_size=16,
+            accelerator=slow,
+            progress=lambda *step: seen.append(step),
+            **settings,
+        )
+        assert seen == [(step, 4) for step in range(1, 5)]
+        torch.testing.assert_close(models[0].weight, models[1].weight, rtol=1e-9, atol=1e-12)
+
+    def test_bf16_with_distillation_masks_and_a_penalty(self) -> None:
+        from accelerate import Accelerator
+
+        kinds: set[torch.dtype] = set()
+
+        class Kinds(Hook):
+            def after_backward(self, run: Run) -> None:
+                kinds.update(p.grad.dtype for p in run.model.parameters() if p.grad is not None)
+
+        dense, model = net(1), sparsify(net(), 0.5)
+        hint = Distillation(dense, features=["2"])
+        half = Accelerator(cpu=True, mixed_precision="bf16")
+        model[0].register_forward_hook(lambda module, args, out: kinds.add(out.dtype))
+        log = finetune(
+            model, sides(), epochs=8, lr=0.05, accelerator=half, distillation=hint, hooks=[Kinds()]
+        )
+        assert kinds == {torch.bfloat16, torch.float32}  # the forward's, and the gradients'
+        assert log[-1]["loss"] < log[0]["loss"]
+        assert int((model[0].weight == 0).sum()) == 8
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+    def test_shards_are_refused(self) -> None:
+        from accelerate import Accelerator, DistributedType
+
+        sharded = Accelerator(cpu=True)
+        sharded.state.distributed_type = DistributedType.FSDP
+        model = net()
+        with pytest.raises(
+            InputError, match="the whole model in every process, and accelerate is configured for FSDP"
+        ):
+            finetune(model, sides(), epochs=1, lr=0.1, accelerator=sharded)
 
 
 class TestEvaluate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,8 @@ class Context:
     derived: MutableMapping[Any, Any] = field(default_factory=dict)  # so for what layers made of none
     lineage: Lineage = field(default_factory=Lineage)
     exposed: bool = False  # whether code of the user's was handed a size that may change
+    #: of each layer, for each of its runs: the dimensions of its result, the first tensor of it if there are several
+    results: dict[str, list[Dims]] = field(default_factory=dict)
 
 
 def free(expr: Expr) -> bool:
@@ -95,7 +97,7 @@ def constants(tensor: torch.Tensor) -> Dims:
     return tuple(Const(size) for size in tensor.shape)
 
 
-def iter_tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
+def iter_tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     """Yield the tensors in ``values`` and in lists and tuples inside."""
     for value in values:
         if isinstance(value, torch.Tensor):

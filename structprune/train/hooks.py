@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from structprune.errors import InputError
+from structprune.plan import PruningPlan
+from structprune.randomness import random_state, set_random_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -41,6 +44,7 @@ class Run:
     step: int = 0
     stopped: bool = False
     history: list[Metrics] = field(default_factory=list)
+    _last: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     @property
     def lr(self) -> float:
@@ -50,6 +54,23 @@ class Run:
     def stop(self) -> None:
         """Makes the epoch under way the last one."""
         self.stopped = True
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files and shows progress: the only one, or the first of several."""
+        return self.accelerator is None or bool(self.accelerator.is_main_process)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The mixed precision that the run's forwards have; nothing where it has none."""
+        return nullcontext() if self.accelerator is None else self.accelerator.autocast()
+
+    def at_exit(self, function: Callable[[], object]) -> None:
+        """Calls `function` when the run is over, after an error too; the last one given comes first."""
+        self._last.callback(function)
+
+    def close(self) -> None:
+        """Ends the run: calls what `at_exit` was given."""
+        self._last.close()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as it is between two epochs (taken in `after_epoch`).
@@ -67,8 +88,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "order": None if self.generator is None else self.generator.get_state(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": random_state(),
             "hooks": [hook.state_dict() for hook in self.hooks],
         }
 
@@ -91,9 +111,7 @@ class Run:
             self.schedule.load_state_dict(state["schedule"])
         if self.generator is not None:
             self.generator.set_state(state["order"])
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        set_random_state(state["random"])
         for hook, own in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(own)
 
@@ -101,8 +119,9 @@ class Run:
 class Hook:
     """Code that runs at fixed points of a training run; every method does nothing until it is overridden.
 
-    The order in one step: `before_step`, forward, backward, `after_backward`, the optimiser's step,
-    `after_step`. Several hooks run in the order in which they are given.
+    The order in one step: `before_step`, forward, `on_loss`, backward, `after_backward`, the optimiser's step,
+    `after_step`. Where accelerate accumulates gradients, the last three come once for several batches. Several hooks
+    run in the order in which they are given.
     """
 
     def on_start(self, run: Run) -> None:
@@ -110,6 +129,10 @@ class Hook:
 
     def before_step(self, run: Run, inputs: Any, targets: Any) -> None:
         """Before the forward pass of a batch, which is on the model's device."""
+
+    def on_loss(self, run: Run, loss: Tensor, inputs: Any, output: Any, targets: Any) -> Tensor:
+        """The loss to be minimised, made of the one that the hooks before gave: distillation adds its own."""
+        return loss
 
     def after_backward(self, run: Run) -> None:
         """The gradients of the step are complete, the optimiser has not moved: penalties add theirs here."""
@@ -119,6 +142,9 @@ class Hook:
 
     def after_epoch(self, run: Run, metrics: Metrics) -> None:
         """The epoch is done and measured; what is added to `metrics` is handed back by `finetune`."""
+
+    def after_cut(self, run: Run, plan: PruningPlan) -> None:
+        """The model was pruned in place, by `Session.prune`: what a hook knew of its tensors holds no longer."""
 
     def on_end(self, run: Run) -> None:
         """After the last epoch, while the run's state is still there; not after an error."""

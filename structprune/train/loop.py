@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from structprune.errors import InputError
-from structprune.train.evaluation import evaluate
+from structprune.randomness import seeded
+from structprune.train.batches import Shares, forward
+from structprune.train.distillation import Distillation
+from structprune.train.evaluation import Metric, evaluate
 from structprune.train.hooks import Hook, Metrics, Run
 from structprune.train.optimizers import build_optimizer, build_schedule
-from structprune.train.options import TrainOptions
+from structprune.train.options import MakeOptimizer, MakeSchedule, TrainOptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
-__all__ = ["finetune"]
+__all__ = ["Loss", "finetune"]
+
+Loss = Callable[[Any, Any], Tensor]
+"""What is minimised: a scalar, the mean over a batch, of the model's output and the targets."""
 
 
 def finetune(
@@ -30,44 +36,66 @@ def finetune(
     epochs: int,
     lr: float,
     batch_size: int = 64,
-    optimizer: str = "sgd",
+    optimizer: str | MakeOptimizer = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
-    schedule: str = "cosine",
+    schedule: str | MakeSchedule = "cosine",
     label_smoothing: float = 0.0,
     seed: int = 0,
+    loss: Loss | None = None,
     validation: Dataset[Any] | None = None,
+    metric: Metric | None = None,
+    distillation: Distillation | nn.Module | None = None,
+    hooks: Sequence[Hook] = (),
     progress: Callable[[int, int], None] | None = None,
     accelerator: Accelerator | None = None,
-    hooks: Sequence[Hook] = (),
 ) -> list[Metrics]:
-    """One dict of metrics per epoch: `epoch`, `loss`, `lr`, and `accuracy` where `validation` is
-    given.
+    """One dict of metrics per epoch: `epoch`, `loss`, `lr`, and `accuracy` where `validation` is given (`metric`
+    where a `metric` measures it).
 
-    Trains `model` in place on `(input, class index)` pairs with cross-entropy; masks set by `sparsify` hold
-    throughout. The train/eval flags, the device and torch's random state are left as they were found. The
-    same seed on the same machine gives the same weights. `progress(step, steps)` is called after every step.
-    `accelerator` takes an `accelerate.Accelerator` of your own (mixed precision, gradient clipping plugins);
-    the default one reads accelerate's configuration, so `accelerate launch` trains in several processes.
-    `hooks` run at the fixed points of `structprune.train.Hook`, in this order.
+    Trains `model` in place on `(input, target)` pairs: a tuple of inputs is the model's positional arguments, a dict
+    its keyword arguments. `loss(output, target)` is minimised, cross-entropy with `label_smoothing` if left out;
+    `distillation` is a `Distillation`, or the dense network for one with its defaults. Masks set by `sparsify` hold
+    throughout. `hooks` run at the fixed points of `Hook`, in this order, and `progress(step, steps)` after every step.
+    The train/eval flags, the device and the random state (torch's, numpy's, Python's) are left as they were found. The
+    same seed on the same machine gives the same weights.
 
-    Raises `InputError` for a bad option, an empty data set, a loss that is not finite, or if accelerate is
-    missing.
+    `accelerator` takes an `accelerate.Accelerator` of your own: mixed precision, gradient accumulation. The default one
+    reads accelerate's configuration. In several processes (`torchrun`) each takes its share of every batch, so
+    `batch_size` is that of all together, and the weights are those of one process up to rounding (batch norm
+    and dropout aside: each process has its own statistics and draws).
+
+    Raises `InputError` for a bad option, an empty data set, a loss that is not finite, a model that accelerate is to
+    cut into shards (FSDP, DeepSpeed), or if accelerate is missing.
+
+    >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.arange(4))
+    >>> log = finetune(nn.Linear(4, 4), data, epochs=20, lr=1.0, validation=data)
+    >>> log[-1]["accuracy"], log[-1]["loss"] < log[0]["loss"]
+    (1.0, True)
     """
     options = TrainOptions(
         epochs, lr, batch_size, optimizer, momentum, weight_decay, schedule, label_smoothing, seed
     )
     if not hasattr(train_data, "__len__") or len(train_data) == 0:
         raise InputError(
-            f"train_data must hold at least one (input, class) pair and know its length: {train_data!r}"
+            f"train_data must hold at least one (input, target) pair and know its length: {train_data!r}"
         )
-    with _as_found(model), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        loop = _Loop(model, train_data, options, accelerator or _accelerator(), hooks)
+    if loss is not None and label_smoothing:
+        raise InputError(f"{label_smoothing=} belongs to the default loss; smooth the labels in your own")
+    if metric is not None and validation is None:
+        raise InputError("metric= needs validation=, the data to measure on")
+    if isinstance(distillation, nn.Module):
+        distillation = Distillation(distillation)
+    hooks = (*hooks,) if distillation is None else (distillation, *hooks)
+    accelerator = accelerator or _accelerator()
+    _require_whole(accelerator)
+    with _as_found(model), seeded(seed + accelerator.process_index):
+        loop = _Loop(model, train_data, options, accelerator, hooks)
+        loop.loss = loss or loop.loss
         try:
-            return loop.train(validation, progress)
+            return loop.train(validation, metric, progress)
         finally:
-            loop.unwrap()
+            loop.close()
 
 
 class _Loop:
@@ -83,26 +111,31 @@ class _Loop:
     ) -> None:
         self.options, self.accelerator = options, accelerator
         order = torch.Generator().manual_seed(options.seed)
-        loader: DataLoader[Any] = DataLoader(data, options.batch_size, shuffle=True, generator=order)
+        self.loader, self.weights = _loader(data, options.batch_size, order, accelerator)
         optimizer = build_optimizer(model, options)
-        self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
-        steps = len(self.loader) * options.epochs
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        steps = math.ceil(len(self.weights) / accelerator.gradient_accumulation_steps) * options.epochs
         self.schedule = build_schedule(optimizer, options, steps)
-        self.loss = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
+        self.loss: Loss = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
         self.run = Run(model, optimizer, steps, accelerator, self.schedule, order, tuple(hooks))
 
     def train(
-        self, validation: Dataset[Any] | None, progress: Callable[[int, int], None] | None
+        self,
+        validation: Dataset[Any] | None,
+        metric: Metric | None,
+        progress: Callable[[int, int], None] | None,
     ) -> list[Metrics]:
         """The metrics of every epoch, after the last of them."""
         run = self.run
         for hook in run.hooks:
             hook.on_start(run)
-        while run.epoch < self.options.epochs and not run.stopped:
+        self.optimizer.zero_grad(set_to_none=True)
+        while run.epoch < self.options.epochs and not self.stopped():
             run.epoch += 1
             metrics = self.epoch(progress)
             if validation is not None:
-                metrics["accuracy"] = evaluate(run.model, validation)
+                measured = (metric or evaluate)(run.model, validation)
+                metrics["accuracy" if metric is None else "metric"] = float(measured)
             run.history.append(metrics)
             for hook in run.hooks:
                 hook.after_epoch(run, metrics)
@@ -114,36 +147,51 @@ class _Loop:
         self.model.train()
         run, lr = self.run, self.run.lr
         total = torch.zeros((), device=self.accelerator.device)
-        for inputs, labels in self.loader:
-            total += self.step(inputs, labels)
-            if progress is not None:
+        for weight, (inputs, targets) in zip(self.weights, self.loader, strict=True):
+            with self.accelerator.accumulate(self.model):
+                total += self.step(inputs, targets, weight)
+            if progress is not None and self.accelerator.sync_gradients:
                 progress(run.step, run.steps)
         self.share_buffers()
-        loss = float(self.accelerator.reduce(total, reduction="mean")) / len(self.loader)
+        loss = float(self.accelerator.reduce(total, reduction="mean")) / len(self.weights)
         if not math.isfinite(loss):
             raise InputError(
                 f"the loss is {loss} in epoch {run.epoch}; lower lr={self.options.lr}, or check the data"
             )
         return {"epoch": float(run.epoch), "loss": loss, "lr": lr}
 
-    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+    def step(self, inputs: Any, targets: Any, weight: float) -> Tensor:
+        """The loss of one batch, `weight` times; the optimiser moves once the gradients are complete."""
         run = self.run
         for hook in run.hooks:
-            hook.before_step(run, inputs, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.model(inputs), labels)
+            hook.before_step(run, inputs, targets)
+        output = forward(self.model, inputs)
+        loss = self.loss(output, targets)
+        for hook in run.hooks:
+            loss = hook.on_loss(run, loss, inputs, output, targets)
+        loss = loss if weight == 1 else loss * weight
         self.accelerator.backward(loss)
-        for hook in run.hooks:
-            hook.after_backward(run)
-        self.optimizer.step()
-        run.step += 1
-        for hook in run.hooks:
-            hook.after_step(run)
-        self.schedule.step()
-        return loss.detach()  # type: ignore[no-any-return]
+        if self.accelerator.sync_gradients:
+            self.accelerator.unscale_gradients(self.optimizer)
+            for hook in run.hooks:
+                hook.after_backward(run)
+            self.optimizer.step()
+            run.step += 1
+            for hook in run.hooks:
+                hook.after_step(run)
+            self.schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
-    def unwrap(self) -> None:
-        """Takes the mixed-precision wrapper off the model's `forward`, which accelerate replaces in place."""
+    def stopped(self) -> bool:
+        """Whether a hook has stopped the run, in whichever process."""
+        said = torch.tensor(float(self.run.stopped), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(said, reduction="sum"))
+
+    def close(self) -> None:
+        """Ends the run, and takes off the model what accelerate put there: the wrapper of its `forward`."""
+        self.run.close()
+        self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def share_buffers(self) -> None:
@@ -151,6 +199,21 @@ class _Loop:
         if self.accelerator.num_processes > 1:
             for buffer in self.run.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+
+
+def _loader(
+    data: Dataset[Any], batch_size: int, order: torch.Generator, accelerator: Accelerator
+) -> tuple[DataLoader[Any], list[float]]:
+    """This process's share of every batch, on its device, in an order that `order` draws; and what each counts."""
+    from accelerate.data_loader import prepare_data_loader  # type: ignore[import-untyped]
+
+    whole = BatchSampler(RandomSampler(data, generator=order), batch_size, drop_last=False)  # type: ignore[arg-type]
+    shares = Shares(whole, len(data), accelerator.process_index, accelerator.num_processes)  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(data, batch_sampler=shares, generator=order)
+    loader = prepare_data_loader(
+        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True
+    )
+    return loader, shares.weights()
 
 
 def _accelerator() -> Accelerator:
@@ -161,6 +224,22 @@ def _accelerator() -> Accelerator:
             "fine-tuning needs accelerate; install it with: pip install structprune[train]"
         ) from error
     return Accelerator()
+
+
+def _require_whole(accelerator: Accelerator) -> None:
+    """Raises `InputError` where accelerate would cut the model into shards: masks and hooks see whole tensors."""
+    from accelerate import DistributedType
+
+    if accelerator.distributed_type in (
+        DistributedType.FSDP,
+        DistributedType.DEEPSPEED,
+        DistributedType.MEGATRON_LM,
+    ):
+        raise InputError(
+            "finetune keeps the whole model in every process, and accelerate is configured for "
+            f"{accelerator.distributed_type.value}: use torchrun, or accelerate without that plugin; or prune first, "
+            "and train the smaller network with a loop of your own"
+        )
 
 
 @contextmanager

@@ -1,0 +1,223 @@
+"""Knowledge distillation: the dense network as the teacher of the one that was cut out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from structprune.errors import InputError
+from structprune.features import Index, kept_features
+from structprune.gathering import take
+from structprune.outputs import Outputs, chosen_outputs
+from structprune.plan import PruningPlan
+from structprune.rules.context import iter_tensors
+from structprune.train.batches import forward
+from structprune.train.hooks import Hook, Run
+
+__all__ = ["Distillation", "soft_cross_entropy"]
+
+Plans = PruningPlan | Sequence[PruningPlan] | None
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of the two networks' softened classes, times the temperature's square.
+
+    Classes are in dim 1, as for cross-entropy; the mean is over everything else. The square keeps the gradient's size
+    independent of the temperature. Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    >>> float(soft_cross_entropy(logits, logits, 4.0))
+    0.0
+    """
+    given = F.log_softmax(student.float().movedim(1, -1) / temperature, -1).flatten(0, -2)
+    wanted = F.log_softmax(teacher.float().movedim(1, -1) / temperature, -1).flatten(0, -2)
+    return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+
+class Distillation(Hook):
+    """Makes the loss `(1 - weight) * loss + weight * (what the outputs differ) + feature_weight * (the features)`.
+
+    `teacher` is the dense network; it runs in eval mode, without gradients, on the batches of the training. By default
+    the outputs differ by `soft_cross_entropy` at `temperature`; `compare(student output, teacher output)`, a scalar,
+    takes its place for networks that give no logits `[batch, classes, ...]`. `outputs` names the part of what they
+    return that is compared, such as "logits" (as in `trace`).
+
+    `features` are names of layers, blocks too. Their results shall be the teacher's: the mean over the layers of the
+    squared error's sum, as a share of the teacher's own sum of squares. Where `plan` (several, if the network was
+    pruned several times) cut a layer, its result is compared with the channels of the teacher's that were kept, so no
+    projection has to be learnt (FitNets, Romero et al. 2015, need one).
+
+    Raises `InputError` for values out of range, and, once training starts, for layers that do not exist, give no
+    tensor, or differ in shape; `PlanError` where `plan` does not lead from the teacher to the network.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        temperature: float = 4.0,
+        weight: float = 0.5,
+        outputs: Outputs = None,
+        compare: Callable[[Any, Any], Tensor] | None = None,
+        features: Iterable[str] = (),
+        feature_weight: float = 1.0,
+        plan: Plans = None,
+    ) -> None:
+        if not 0 < temperature < float("inf"):
+            raise InputError(f"{temperature=}: must be greater than 0")
+        if not 0 <= weight <= 1:
+            raise InputError(f"{weight=}: must be in [0, 1]")
+        if not 0 <= feature_weight < float("inf"):
+            raise InputError(f"{feature_weight=}: must be 0 or more")
+        self.teacher, self.temperature, self.weight = teacher, temperature, weight
+        self.outputs, self.compare, self.feature_weight = outputs, compare, feature_weight
+        self.features = (features,) if isinstance(features, str) else tuple(features)
+        self.plans = () if plan is None else (plan,) if isinstance(plan, PruningPlan) else tuple(plan)
+        self._own = self._known = _Features(teacher, ())
+        self._kept: Mapping[str, tuple[Index, ...]] = {}
+        self._lead = self.plans
+
+    def on_start(self, run: Run) -> None:
+        if self.teacher is run.model:
+            raise InputError("the teacher is the network that is trained: give the dense one")
+        flags = [(module, module.training) for module in self.teacher.modules()]
+        places = [(tensor, tensor.device) for tensor in self.teacher.parameters()]
+        run.at_exit(lambda: _give_back(self.teacher, flags, places))
+        self._own, self._known = _Features(run.model, self.features, run), _Features(self.teacher, ())
+        self._lead, self._kept = self.plans, {}
+        self.teacher.to(next(run.model.parameters()).device).eval()
+
+    def before_step(self, run: Run, inputs: Any, targets: Any) -> None:
+        self._own.taken()
+
+    def on_loss(self, run: Run, loss: Tensor, inputs: Any, output: Any, targets: Any) -> Tensor:
+        own = self._own.taken()
+        if self.features and not self._kept:
+            self._find(inputs, run)
+        with run.precision(), torch.no_grad():
+            wanted = forward(self.teacher, inputs)
+        if self.weight:
+            loss = (1 - self.weight) * loss + self.weight * self._outputs(output, wanted)
+        if self.features:
+            loss = loss + self.feature_weight * self._distance(own, self._known.taken(), self._kept)
+        return loss
+
+    def after_cut(self, run: Run, plan: PruningPlan) -> None:
+        self._lead, self._kept = (*self._lead, plan), {}
+
+    def _find(self, inputs: Any, run: Run) -> None:
+        """What the plans keep of the teacher's features; the teacher is traced before it is listened to."""
+        self._known.close()
+        example = tuple(inputs) if isinstance(inputs, list) else inputs
+        self._kept = kept_features(self.teacher, self._lead, example, self.features)
+        self._known = _Features(self.teacher, self.features, run)
+
+    def _outputs(self, student: Any, teacher: Any) -> Tensor:
+        if self.outputs is not None:
+            student, teacher = (_lone(chosen_outputs(output, self.outputs)) for output in (student, teacher))
+        if self.compare is not None:
+            return self.compare(student, teacher)
+        if not isinstance(student, Tensor) or not isinstance(teacher, Tensor) or student.ndim < 2:
+            raise InputError(
+                f"distillation compares logits [batch, classes, ...], the network returns {type(student).__name__}; "
+                "name the logits in outputs=, or give compare=, a function of the student's output and the teacher's"
+            )
+        if student.shape != teacher.shape:
+            raise InputError(
+                f"the network returns {list(student.shape)}, its teacher {list(teacher.shape)}; the teacher is the "
+                "network that it was cut out of"
+            )
+        return soft_cross_entropy(student, teacher, self.temperature)
+
+    def _distance(
+        self,
+        own: Mapping[str, list[Tensor]],
+        wanted: Mapping[str, list[Tensor]],
+        kept: Mapping[str, tuple[Index, ...]],
+    ) -> Tensor:
+        for layer in self.features:
+            times = len(own.get(layer, ())), len(wanted.get(layer, ()))
+            if times[0] != times[1] or not times[0]:
+                raise InputError(
+                    f"features: layer {layer!r} ran {times[0]} times in the network, {times[1]} times in its teacher"
+                )
+        terms = [
+            _gap(layer, student, teacher, kept[layer])
+            for layer in self.features
+            for student, teacher in zip(own[layer], wanted[layer], strict=True)
+        ]
+        return torch.stack(terms).mean()
+
+
+def _lone(part: Any) -> Any:
+    return part[0] if isinstance(part, list) and len(part) == 1 else part
+
+
+def _gap(layer: str, own: Tensor, wanted: Tensor, kept: Iterable[Index]) -> Tensor:
+    """The squared error of a layer's result as a share of the teacher's sum of squares."""
+    whole = wanted.shape
+    for index in kept:
+        wanted = take(wanted, index)
+    if own.shape != wanted.shape:
+        raise InputError(
+            f"layer {layer!r} gives {list(own.shape)}, in the teacher {list(whole)}, of which {list(wanted.shape)} "
+            "stay; give plan=, the plans that lead from the teacher to the network"
+        )
+    error = (own.float() - wanted.float()).square().sum()
+    return error / wanted.float().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+class _Features:
+    """The results of some layers, as they come; of a network that is trained, those with gradients alone."""
+
+    def __init__(self, model: nn.Module, layers: Iterable[str], run: Run | None = None) -> None:
+        known = dict(model.named_modules())
+        self.trained = run is not None and run.model is model
+        self.found: dict[str, list[Tensor]] = {}
+        self._handles: list[RemovableHandle] = []
+        for layer in layers:
+            if layer not in known:
+                some = ", ".join(list(known)[1:9])
+                raise InputError(f"features: there is no layer {layer!r}; layers are {some}, ...")
+            self._handles.append(known[layer].register_forward_hook(self._taker(layer)))
+        if run is not None:
+            run.at_exit(self.close)
+
+    def _taker(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def take_it(module: nn.Module, args: Any, result: Any) -> None:
+            if torch.is_grad_enabled() or not self.trained:
+                tensor = next(iter_tensors((result,)), None)
+                if tensor is None:
+                    raise InputError(
+                        f"features: layer {layer!r} returns no tensor, but {type(result).__name__}"
+                    )
+                self.found.setdefault(layer, []).append(tensor)
+
+        return take_it
+
+    def close(self) -> None:
+        """Takes its hooks off the layers."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def taken(self) -> dict[str, list[Tensor]]:
+        """What came since it was asked for last."""
+        found, self.found = self.found, {}
+        return found
+
+
+def _give_back(
+    teacher: nn.Module,
+    flags: Sequence[tuple[nn.Module, bool]],
+    places: Sequence[tuple[Tensor, torch.device]],
+) -> None:
+    for module, flag in flags:
+        module.training = flag
+    devices = {device for _, device in places}
+    if len(devices) == 1:
+        teacher.to(devices.pop())

@@ -1,0 +1,88 @@
+"""What a run tells while it goes on: a file of metrics, one line per epoch, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from structprune.errors import InputError
+from structprune.train.hooks import Hook, Metrics, Run
+
+__all__ = ["JsonLines", "ProgressBar"]
+
+
+class JsonLines(Hook):
+    """Appends each epoch's metrics to the file at `path`, a JSON object per line, on disk before the next epoch begins.
+
+    What is not finite becomes null. The first of several processes writes. A run that is continued from its state takes
+    back the lines that were written after that state, so every epoch is there once. Hooks before this one may add to
+    the metrics. Raises `InputError`, before the first epoch, where the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def on_start(self, run: Run) -> None:
+        if run.main:
+            self._append("")
+
+    def after_epoch(self, run: Run, metrics: Metrics) -> None:
+        if run.main:
+            told = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            self._append(json.dumps(told, allow_nan=False) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self.path.stat().st_size if self.path.exists() else 0}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.path.exists() and self.path.stat().st_size > state["bytes"]:
+            os.truncate(self.path, state["bytes"])
+
+    def _append(self, text: str) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"metrics cannot be written to {self.path}: {error}") from error
+
+
+class ProgressBar(Hook):
+    """Shows the steps that are done and the last epoch's metrics; a line per epoch where there is no terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._bar: tuple[Progress, TaskID] | None = None
+
+    def on_start(self, run: Run) -> None:
+        if not (run.main and self.console.is_terminal):
+            return
+        columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
+        progress = Progress(*columns, TextColumn("{task.description}"), console=self.console)
+        self._bar = progress, progress.add_task("", total=run.steps or None, completed=run.step)
+        progress.start()
+        run.at_exit(self._end)
+
+    def after_step(self, run: Run) -> None:
+        if self._bar is not None:
+            self._bar[0].update(self._bar[1], completed=run.step)
+
+    def after_epoch(self, run: Run, metrics: Metrics) -> None:
+        told = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        if self._bar is not None:
+            self._bar[0].update(self._bar[1], description=told)
+        elif run.main:
+            self.console.print(told, highlight=False)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar[0].stop()
+        self._bar = None

@@ -1,0 +1,85 @@
+"""Early stopping: training ends when nothing gets better, and the best weights come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from structprune.errors import InputError
+from structprune.plan import PruningPlan
+from structprune.train.hooks import Hook, Metrics, Run
+
+__all__ = ["EarlyStopping"]
+
+
+class EarlyStopping(Hook):
+    """Ends the run after `patience` epochs without a better `metric`, and hands back the weights of the best epoch.
+
+    `metric` is a name in the epoch's metrics: "accuracy" (what `finetune` measures on `validation`), "metric" (a
+    measure of your own), "loss", or what another hook adds. Higher is better, with `lower=True` lower; by less than
+    `min_delta` does not count. Of equal epochs the first is the best. `best_epoch` and `best` tell it afterwards. With
+    `restore=False` the last weights stay. After a cut it begins anew. Raises `InputError` where an epoch has no such
+    metric.
+    """
+
+    def __init__(
+        self,
+        patience: int,
+        *,
+        metric: str = "accuracy",
+        lower: bool = False,
+        min_delta: float = 0.0,
+        restore: bool = True,
+    ) -> None:
+        if patience < 1:
+            raise InputError(f"{patience=}: must be at least 1")
+        if not min_delta >= 0:
+            raise InputError(f"{min_delta=}: must be 0 or more")
+        self.patience, self.metric, self.lower = patience, metric, lower
+        self.min_delta, self.restore = min_delta, restore
+        self._begin()
+
+    def _begin(self) -> None:
+        self.best: float | None = None
+        self.best_epoch = 0
+        self._waited = 0
+        self._weights: dict[str, Tensor] = {}
+
+    def on_start(self, run: Run) -> None:
+        if run.epoch == 0:  # else the run goes on from a state, and so does this
+            self._begin()
+
+    def after_epoch(self, run: Run, metrics: Metrics) -> None:
+        if self.metric not in metrics:
+            raise InputError(
+                f"early stopping by {self.metric!r}: the epoch has {', '.join(metrics)}; give finetune validation=, "
+                "or name one of these"
+            )
+        value = -metrics[self.metric] if self.lower else metrics[self.metric]
+        best = None if self.best is None else -self.best if self.lower else self.best
+        if best is None or value > best + self.min_delta:
+            self.best, self.best_epoch, self._waited = metrics[self.metric], run.epoch, 0
+            if self.restore:
+                self._weights = {name: t.detach().clone() for name, t in run.model.state_dict().items()}
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            run.stop()
+
+    def after_cut(self, run: Run, plan: PruningPlan) -> None:
+        self._begin()  # weights of other shapes cannot come back, and the smaller network is another one
+
+    def on_end(self, run: Run) -> None:
+        if self._weights and run.epoch != self.best_epoch:
+            run.model.load_state_dict(self._weights)
+        self._weights = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        told = {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited}
+        return {**told, "weights": dict(self._weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
+        self._weights = {name: tensor.clone() for name, tensor in state["weights"].items()}

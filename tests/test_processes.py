@@ -1,0 +1,98 @@
+"""Several processes: the same plan on every rank, and after fine-tuning the weights that one process gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import structprune as sp
+from structprune.train import Distillation, finetune
+from structprune.train.batches import Shares
+
+pytest.importorskip("accelerate")
+
+SETTINGS = {"epochs": 2, "lr": 0.1, "batch_size": 9, "optimizer": "sgd"}
+
+
+def data() -> TensorDataset:
+    """37 points: with batches of 9 over two processes no share is even, and the last batch is a single row."""
+    points = torch.randn(37, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(points, (points[:, 0] > points[:, 1]).long())
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 2)).double()
+
+
+def prune_and_train() -> tuple[nn.Module, sp.PruningPlan, list[dict[str, float]]]:
+    dense = net()
+    result = sp.prune(dense, data().tensors[0][:2], sp.Budget(macs=0.5))
+    hint = Distillation(dense, features=["0"], plan=result.plan)
+    log = finetune(result.model, data(), validation=data(), distillation=hint, **SETTINGS)
+    return result.model, result.plan, log
+
+
+def work(folder: Path) -> None:
+    """What each process does; `torchrun` runs this file."""
+    model, plan, log = prune_and_train()
+    name = f"rank{os.environ['RANK']}of{torch.distributed.get_world_size()}"
+    save_file(model.state_dict(), folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps({"plan": plan.to_json(), "log": log}))
+    torch.distributed.destroy_process_group()
+
+
+def torchrun(processes: int, *arguments: str) -> tuple[int, str]:
+    """The exit status of this file run in several processes, and what they wrote."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", __file__, *arguments]
+    root = str(Path(__file__).resolve().parent.parent)
+    there = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(
+        command, env=there, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        try:
+            said, _ = running.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            running.terminate()  # torchrun ends its processes then; a killed one leaves them behind
+            said, _ = running.communicate()
+    return running.returncode, said
+
+
+def test_two_processes_give_the_plan_and_the_weights_of_one(tmp_path: Path) -> None:
+    status, said = torchrun(2, str(tmp_path))
+    assert status == 0, said[-3000:]
+    model, plan, log = prune_and_train()
+    for rank in (0, 1):
+        told = json.loads((tmp_path / f"rank{rank}of2.json").read_text())
+        assert told["plan"] == plan.to_json()
+        for entry, own in zip(told["log"], log, strict=True):
+            assert entry == pytest.approx(own, rel=1e-9)
+        for name, tensor in load_file(tmp_path / f"rank{rank}of2.safetensors").items():
+            torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_shares_of_a_batch_are_all_of_it_once() -> None:
+    for processes in (1, 2, 3, 5):
+        shares = [
+            Shares(torch.utils.data.BatchSampler(range(11), 4, False), 11, rank, processes)
+            for rank in range(processes)
+        ]
+        for batch in zip(*(zip(share, share.weights(), strict=True) for share in shares), strict=True):
+            rows = sorted(row for own, weight in batch for row in own if weight)
+            assert rows in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10])
+            mean = sum(weight * sum(own) / len(own) for own, weight in batch) / processes
+            assert mean == pytest.approx(sum(rows) / len(rows))
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

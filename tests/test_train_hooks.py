@@ -1,0 +1,199 @@
+"""The hooks that come with the package: early stopping gives the best weights back, every epoch is written once."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from structprune.errors import InputError
+from structprune.train import EarlyStopping, Hook, JsonLines, ProgressBar, Run, finetune
+
+
+def data() -> TensorDataset:
+    points = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(points, (points[:, 0] > points[:, 1]).long())
+
+
+def net() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+
+class Scores(Hook):
+    """Adds the scores of a list to the epochs, and keeps the weights of each."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores, self.weights = scores, {}
+
+    def after_epoch(self, run: Run, metrics: dict[str, float]) -> None:
+        metrics["score"] = self.scores[run.epoch - 1]
+        self.weights[run.epoch] = copy.deepcopy(run.model.state_dict())
+
+
+def trained(
+    scores: Scores, *hooks: Hook, epochs: int = 6, **options: Any
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    model = net()
+    return model, finetune(
+        model, data(), epochs=epochs, lr=0.1, batch_size=16, hooks=[scores, *hooks], **options
+    )
+
+
+def same(model: nn.Module, weights: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+class TestEarlyStopping:
+    @pytest.mark.parametrize(
+        ("scores", "options", "epochs", "best"),
+        [
+            ((1, 3, 2, 2, 9, 9), {"patience": 2}, 4, 2),
+            ((1, 3, 2, 4, 3, 3), {"patience": 2}, 6, 4),
+            ((3, 1, 2, 1, 9, 9), {"patience": 2, "lower": True}, 4, 2),
+            ((1.0, 1.05, 1.2, 1.25, 1.25, 9), {"patience": 2, "min_delta": 0.1}, 5, 3),
+            ((2, 2, 2, 9, 9, 9), {"patience": 2}, 3, 1),
+            ((1, float("nan"), float("nan"), 9, 9, 9), {"patience": 2}, 3, 1),
+            ((6, 5, 4, 3, 2, 1), {"patience": 9}, 6, 1),
+        ],
+    )
+    def test_the_weights_of_the_best_epoch_come_back(
+        self, scores: tuple[float, ...], options: dict[str, Any], epochs: int, best: int
+    ) -> None:
+        told, stopping = Scores(*scores), EarlyStopping(metric="score", **options)
+        model, log = trained(told, stopping)
+        assert (len(log), stopping.best_epoch, stopping.best) == (epochs, best, scores[best - 1])
+        assert same(model, told.weights[best])
+
+    def test_the_last_weights_stay_where_that_is_wanted(self) -> None:
+        told = Scores(3, 2, 1)
+        model, log = trained(told, EarlyStopping(2, metric="score", restore=False), epochs=3)
+        assert len(log) == 3
+        assert same(model, told.weights[3])
+
+    def test_it_can_be_used_again(self) -> None:
+        stopping = EarlyStopping(1, metric="score")
+        trained(Scores(9, 8), stopping)
+        told = Scores(1, 2, 1)
+        model, log = trained(told, stopping)
+        assert (len(log), stopping.best) == (3, 2)
+        assert same(model, told.weights[2])
+
+    def test_a_run_that_is_continued_remembers_its_best(self) -> None:
+        class Keep(Hook):
+            def after_epoch(self, run: Run, metrics: dict[str, float]) -> None:
+                if run.epoch == 2:
+                    kept.append(copy.deepcopy(run.state_dict()))
+
+        class Continue(Hook):
+            def on_start(self, run: Run) -> None:
+                run.load_state_dict(kept[0])
+
+        kept: list[dict[str, Any]] = []
+        scores = (5, 4, 3, 2, 1, 0)
+        whole, log = trained(Scores(*scores), EarlyStopping(3, metric="score"), Keep())
+        again, same_log = trained(Scores(*scores), EarlyStopping(3, metric="score"), Continue())
+        assert log == same_log
+        assert len(log) == 4
+        assert same(again, whole.state_dict())
+
+    def test_accuracy_is_the_default(self) -> None:
+        with pytest.raises(InputError, match="'accuracy': the epoch has epoch, loss, lr"):
+            finetune(net(), data(), epochs=2, lr=0.1, hooks=[EarlyStopping(1)])
+        stopping = EarlyStopping(1)
+        log = finetune(net(), data(), epochs=9, lr=1e-6, validation=data(), hooks=[stopping])
+        assert stopping.best == max(entry["accuracy"] for entry in log)
+
+    def test_bad_options_are_named(self) -> None:
+        with pytest.raises(InputError, match="patience=0"):
+            EarlyStopping(0)
+        with pytest.raises(InputError, match="min_delta=-1"):
+            EarlyStopping(1, min_delta=-1)
+
+
+class TestJsonLines:
+    def test_every_epoch_is_there_before_the_next_begins(self, tmp_path: Path) -> None:
+        path, seen = tmp_path / "log.jsonl", []
+
+        class Read(Hook):
+            def after_epoch(self, run: Run, metrics: dict[str, float]) -> None:
+                seen.append(path.read_text().splitlines())
+
+        log = finetune(net(), data(), epochs=3, lr=0.1, validation=data(), hooks=[JsonLines(path), Read()])
+        assert [len(lines) for lines in seen] == [1, 2, 3]
+        assert [json.loads(line) for line in seen[-1]] == log
+
+    def test_runs_are_appended_and_what_is_not_finite_is_null(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        for score in (1.5, float("inf")):
+            trained(Scores(score), JsonLines(path), epochs=1)
+        assert [json.loads(line)["score"] for line in path.read_text().splitlines()] == [1.5, None]
+
+    def test_a_run_that_is_continued_writes_no_epoch_twice(self, tmp_path: Path) -> None:
+        class Break(Hook):
+            def after_epoch(self, run: Run, metrics: dict[str, float]) -> None:
+                if run.epoch == 1:
+                    kept.append(copy.deepcopy(run.state_dict()))
+                if run.epoch == 3:
+                    raise KeyError  # epochs 2 and 3 are in the file, and in no state
+
+        class Continue(Hook):
+            def on_start(self, run: Run) -> None:
+                run.load_state_dict(kept[0])
+
+        kept: list[dict[str, Any]] = []
+        path = tmp_path / "log.jsonl"
+        with pytest.raises(KeyError):
+            finetune(net(), data(), epochs=4, lr=0.1, hooks=[JsonLines(path), Break()])
+        log = finetune(net(), data(), epochs=4, lr=0.1, hooks=[JsonLines(path), Continue()])
+        assert [json.loads(line) for line in path.read_text().splitlines()] == log
+        assert len(log) == 4
+
+    def test_a_path_that_cannot_be_written_is_refused_before_the_first_step(self, tmp_path: Path) -> None:
+        steps: list[int] = []
+        with pytest.raises(InputError, match="metrics cannot be written"):
+            finetune(
+                net(),
+                data(),
+                epochs=1,
+                lr=0.1,
+                hooks=[JsonLines(tmp_path / "no" / "log")],
+                progress=lambda step, of: steps.append(step),
+            )
+        assert steps == []
+
+
+class TestProgressBar:
+    @pytest.mark.parametrize("terminal", [True, False])
+    def test_it_shows_steps_and_metrics(self, terminal: bool) -> None:
+        shown = io.StringIO()
+        console = Console(file=shown, force_terminal=terminal, width=120)
+        finetune(
+            net(), data(), epochs=2, lr=0.1, batch_size=16, validation=data(), hooks=[ProgressBar(console)]
+        )
+        text = shown.getvalue()
+        assert ("4/4" in text) == terminal
+        assert "epoch 2  loss 0." in text
+        assert "accuracy" in text
+        assert not terminal or text.rstrip("\n").endswith("\x1b[?25h")  # the cursor is back
+        assert terminal or text.count("\n") == 2
+
+    def test_the_terminal_is_given_back_after_an_error(self) -> None:
+        class Fail(Hook):
+            def after_step(self, run: Run) -> None:
+                raise KeyError
+
+        shown = io.StringIO()
+        console = Console(file=shown, force_terminal=True, width=120)
+        with pytest.raises(KeyError):
+            finetune(net(), data(), epochs=1, lr=0.1, hooks=[ProgressBar(console), Fail()])
+        assert shown.getvalue().rstrip("\n").endswith("\x1b[?25h")
