@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import Dataset
 
 from structprune.errors import InputError
 from structprune.randomness import seeded
-from structprune.train.batches import Shares, forward
+from structprune.train.batches import forward
 from structprune.train.distillation import Distillation
 from structprune.train.evaluation import Metric, evaluate
 from structprune.train.hooks import Hook, Metrics, Run
 from structprune.train.optimizers import build_optimizer, build_schedule
 from structprune.train.options import MakeOptimizer, MakeSchedule, TrainOptions
+from structprune.train.surroundings import as_found, default_accelerator, loader_of, require_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -87,9 +87,9 @@ def finetune(
     if isinstance(distillation, nn.Module):
         distillation = Distillation(distillation)
     hooks = (*hooks,) if distillation is None else (distillation, *hooks)
-    accelerator = accelerator or _accelerator()
-    _require_whole(accelerator)
-    with _as_found(model), seeded(seed + accelerator.process_index):
+    accelerator = accelerator or default_accelerator()
+    require_whole(accelerator)
+    with as_found(model), seeded(seed + accelerator.process_index):
         loop = _Loop(model, train_data, options, accelerator, hooks)
         loop.loss = loss or loop.loss
         try:
@@ -111,7 +111,7 @@ class _Loop:
     ) -> None:
         self.options, self.accelerator = options, accelerator
         order = torch.Generator().manual_seed(options.seed)
-        self.loader, self.weights = _loader(data, options.batch_size, order, accelerator)
+        self.loader, self.weights = loader_of(data, options.batch_size, order, accelerator)
         optimizer = build_optimizer(model, options)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         steps = math.ceil(len(self.weights) / accelerator.gradient_accumulation_steps) * options.epochs
@@ -199,62 +199,3 @@ class _Loop:
         if self.accelerator.num_processes > 1:
             for buffer in self.run.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-
-
-def _loader(
-    data: Dataset[Any], batch_size: int, order: torch.Generator, accelerator: Accelerator
-) -> tuple[DataLoader[Any], list[float]]:
-    """This process's share of every batch, on its device, in an order that `order` draws; and what each counts."""
-    from accelerate.data_loader import prepare_data_loader  # type: ignore[import-untyped]
-
-    whole = BatchSampler(RandomSampler(data, generator=order), batch_size, drop_last=False)  # type: ignore[arg-type]
-    shares = Shares(whole, len(data), accelerator.process_index, accelerator.num_processes)  # type: ignore[arg-type]
-    loader: DataLoader[Any] = DataLoader(data, batch_sampler=shares, generator=order)
-    loader = prepare_data_loader(
-        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True
-    )
-    return loader, shares.weights()
-
-
-def _accelerator() -> Accelerator:
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise InputError(
-            "fine-tuning needs accelerate; install it with: pip install structprune[train]"
-        ) from error
-    return Accelerator()
-
-
-def _require_whole(accelerator: Accelerator) -> None:
-    """Raises `InputError` where accelerate would cut the model into shards: masks and hooks see whole tensors."""
-    from accelerate import DistributedType
-
-    if accelerator.distributed_type in (
-        DistributedType.FSDP,
-        DistributedType.DEEPSPEED,
-        DistributedType.MEGATRON_LM,
-    ):
-        raise InputError(
-            "finetune keeps the whole model in every process, and accelerate is configured for "
-            f"{accelerator.distributed_type.value}: use torchrun, or accelerate without that plugin; or prune first, "
-            "and train the smaller network with a loop of your own"
-        )
-
-
-@contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
-    """Gives back the model's own `forward`, its train/eval flags, and its device if all parameters shared one."""
-    forward = vars(model).get("forward")
-    flags = [(module, module.training) for module in model.modules()]
-    devices = {parameter.device for parameter in model.parameters()}
-    try:
-        yield
-    finally:
-        vars(model).pop("forward", None)
-        if forward is not None:
-            model.forward = forward
-        for module, flag in flags:
-            module.training = flag
-        if len(devices) == 1:
-            model.to(devices.pop())

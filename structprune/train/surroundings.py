@@ -1,0 +1,79 @@
+"""What a training run stands on and leaves as it was: the accelerator, the shares of data, the model's own state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+
+from structprune.errors import InputError
+from structprune.train.batches import Shares
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+
+__all__ = ["as_found", "default_accelerator", "loader_of", "require_whole"]
+
+
+def default_accelerator() -> Accelerator:
+    """An accelerator as accelerate is configured; raises `InputError` where it is not installed."""
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise InputError(
+            "fine-tuning needs accelerate; install it with: pip install structprune[train]"
+        ) from error
+    return Accelerator()
+
+
+def require_whole(accelerator: Accelerator) -> None:
+    """Raises `InputError` where accelerate would cut the model into shards: masks and hooks see whole tensors."""
+    from accelerate import DistributedType
+
+    if accelerator.distributed_type in (
+        DistributedType.FSDP,
+        DistributedType.DEEPSPEED,
+        DistributedType.MEGATRON_LM,
+    ):
+        raise InputError(
+            "finetune keeps the whole model in every process, and accelerate is configured for "
+            f"{accelerator.distributed_type.value}: use torchrun, or accelerate without that plugin; or prune first, "
+            "and train the smaller network with a loop of your own"
+        )
+
+
+def loader_of(
+    data: Dataset[Any], batch_size: int, order: torch.Generator, accelerator: Accelerator
+) -> tuple[DataLoader[Any], list[float]]:
+    """This process's share of every batch, on its device, in an order that `order` draws; and what each counts."""
+    from accelerate.data_loader import prepare_data_loader  # type: ignore[import-untyped]
+
+    whole = BatchSampler(RandomSampler(data, generator=order), batch_size, drop_last=False)  # type: ignore[arg-type]
+    shares = Shares(whole, len(data), accelerator.process_index, accelerator.num_processes)  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(data, batch_sampler=shares, generator=order)
+    loader = prepare_data_loader(
+        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True
+    )
+    return loader, shares.weights()
+
+
+@contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """Gives back the model's own `forward`, its train/eval flags, and its device if all parameters shared one."""
+    forward = vars(model).get("forward")
+    flags = [(module, module.training) for module in model.modules()]
+    devices = {parameter.device for parameter in model.parameters()}
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        if forward is not None:
+            model.forward = forward
+        for module, flag in flags:
+            module.training = flag
+        if len(devices) == 1:
+            model.to(devices.pop())
