@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import structprune as sp
+from structprune.observe import Twin
 from structprune.refit import batches as reading
 from structprune.refit.solve import ridge_solution
 from structprune.refit.statistics import Moments
+from structprune.refit.survey import survey
+from structprune.refit.targets import Targets
 from tests.harness import flags
 
 WIDE, KEPT = 8, 5
@@ -413,6 +417,48 @@ def test_layers_behind_the_cut_are_refitted_as_well() -> None:
     assert [layer.name for layer in report.layers] == ["blocks.0.down.weight", *behind]
     assert report.after.error < consumers.after.error < consumers.before.error
     assert calls == [(1, 5), (3, 5), (4, 5), (5, 5)]  # gate and up read the same: one pass for both
+
+
+class Counted(Stream):
+    runs: ClassVar = Counter[int]()  # by the first block's width: of the original and of the cut network
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs[self.blocks[0]["gate"].out_features] += 1
+        return super().forward(x)
+
+
+def test_the_original_runs_once_for_all_layers_whose_outputs_fit() -> None:
+    model, data = Counted().double(), parts(64, 6)
+    plan = sp.trace(model, data[0]).plan({first_group(model, data[0]): range(6)})
+    states, runs = [], []
+    sums = (
+        2 * 8 * (16 * 16 + 16 * 6 + 16 + 2 * 6)
+    )  # of blocks.1.down, the largest; of gate and up, one by one, less
+    for memory in (1 << 30, sums):
+        small = sp.apply_plan(model, plan)
+        Counted.runs.clear()
+        report = sp.refit(model, small, plan, data, "lstsq", memory_bytes=memory)
+        assert len(report.layers) == 5
+        states.append(small.state_dict())
+        runs.append(Counted.runs[16])
+    assert runs[1] - runs[0] >= 8 * 3  # four inputs, each with all batches: three passes less
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_outputs_of_the_original_are_kept_for_as_many_layers_as_fit() -> None:
+    model, data = Stream().double(), parts(64, 6)
+    small, plan = cut(model, data[0], {first_group(model, data[0]): range(6)})
+    batches, original = reading.Batches(data, model), Twin(model)
+    layers, _ = survey(original, Twin(small), plan, next(iter(batches))[0])
+    down, gate = 8 * 64 * 6 * 8, 8 * 64 * 16 * 8  # bytes: batches x rows x outputs x float64
+    for room, count in ((down - 1, 0), (down, 1), (down + gate - 1, 1), (down + gate, 2), (1 << 30, 5)):
+        kept = Targets(original, batches, room)
+        kept.gather(layers)
+        assert [kept.holds([layer]) for layer in layers] == [number < count for number in range(5)]
+        for batch, _ in batches:  # what is handed out is the same, kept or not
+            x, block = batch.args[0], model.blocks[0]
+            hidden = block["down"](F.silu(block["gate"](x)) * block["up"](x))
+            torch.testing.assert_close(kept.of(layers, batch)[layers[0]], [hidden.detach().unsqueeze(0)])
 
 
 def test_what_was_written_to_in_between_is_not_the_same_input() -> None:

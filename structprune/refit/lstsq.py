@@ -7,7 +7,7 @@ and the layers behind take part as well: their inputs are whole, but no longer t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from structprune.refit.consumers import Consumer, pieces, tapped, targets
 from structprune.refit.report import LayerRefit
 from structprune.refit.solve import ridge_solution
 from structprune.refit.statistics import Moments
+from structprune.refit.targets import Targets
 
 __all__ = ["refit_consumers"]
 
@@ -33,21 +34,29 @@ def refit_consumers(
     left: dict[str, str],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[LayerRefit]:
-    """Refit layers one after the other; each takes one pass over the data through both networks, up to its last use,
-    those that read the same input one together.
+    """Refit layers one after the other; each takes one pass over the data through the cut network, up to its last use,
+    those that read the same input one together. The original's outputs are kept from one pass for as many layers as
+    fit in a quarter of ``memory_bytes``, and beside the largest layer's sums in the whole of it.
 
     Of several ``ridge`` the one with the smallest held-back error is taken, and none where that is not below the error
     of the weights that are there. One whose sums would take more than ``memory_bytes`` goes to ``left``.
     """
     done = list[LayerRefit]()
+    groups = _together(consumers, memory_bytes)
+    waiting = [one for group in groups if _bytes(group) <= memory_bytes for one in group]
+    largest = max((size for group in groups if (size := _bytes(group)) <= memory_bytes), default=0)
+    originals = Targets(original, batches, min(memory_bytes / 4, memory_bytes - largest))
     count = 0
-    for group in _together(consumers, memory_bytes):
+    for group in groups:
         count += len(group)
         wanted = _bytes(group)
         if wanted > memory_bytes:
             left[group[0].name] = f"its sums take {wanted:,} bytes; memory_bytes={memory_bytes:,}"
             continue
-        for one, (fit, held) in _moments(original, small, group, batches).items():
+        if not originals.holds(group):
+            originals.gather(waiting)
+        waiting = waiting[len(group) :]
+        for one, (fit, held) in _moments(small, group, batches, originals).items():
             if fit.count and held.count:
                 done.append(_refit(step, one, fit, held, ridge))
             elif one.cut:
@@ -88,16 +97,12 @@ def _refit(step: str, one: Consumer, fit: Moments, held: Moments, ridge: Sequenc
 
 
 def _moments(
-    original: Twin, small: Twin, group: Sequence[Consumer], batches: Batches
+    small: Twin, group: Sequence[Consumer], batches: Batches, originals: Targets
 ) -> dict[Consumer, tuple[Moments, Moments]]:
     """The sums over the rows that each layer now meets and the outputs that it should give: to fit, and held back."""
     sums = {one: (Moments.zeros(one.matrix()), Moments.zeros(one.matrix())) for one in group}
-    wanted: dict[Consumer, list[Tensor]] = {one: [] for one in group}
 
-    def keep(one: Consumer, use: Use) -> None:
-        wanted[one].append(one.selected(targets(use)))
-
-    def take(held: bool, one: Consumer, use: Use) -> None:
+    def take(wanted: Mapping[Consumer, list[Tensor]], held: bool, one: Consumer, use: Use) -> None:
         y = wanted[one].pop(0) if wanted[one] else None
         if y is None or targets(use).shape[1] != y.shape[1]:
             return  # values chose: the original used it less often, or on other rows
@@ -109,8 +114,5 @@ def _moments(
             sums[one][1].add(rows[:, cut:], some[:, cut:])
 
     for batch, held in batches:
-        for waiting in wanted.values():
-            waiting.clear()
-        tapped(original, group, batch, keep)
-        tapped(small, group, batch, partial(take, held))
+        tapped(small, group, batch, partial(take, originals.of(group, batch), held))
     return sums

@@ -57,14 +57,16 @@ def refit(
     and an iterator that can be read only once is kept in memory, up to 1 GiB. ``steps`` are some of "fold" (removed
     channels' mean share goes to their consumers' biases), "consumers" (the weights whose inputs are cut are refitted by
     least squares), "lstsq" (these and every layer behind them) and "bn" (batch norms' statistics are estimated anew),
-    or "all". Each layer takes one pass over the data.
+    or "all". Each layer takes one pass over the data through the pruned network; the original runs once for as many
+    layers as its outputs at them can be kept for.
 
     A quarter of the data is held back: a layer whose outputs get worse on it keeps its weights, and a step after which
     the network's outputs are worse, or not finite, is taken back. ``ridge``, relative to the mean diagonal of the Gram
     matrix, holds weights to what they were; of several the best on held-back data is taken. ``memory_bytes`` bounds the
-    sums of one layer. ``outputs`` are those that the plan was traced with; ``progress(done, total)`` is called after
-    each layer. No bias is made where there is none, so that the state_dict keeps its names: a batch norm that follows
-    takes the constant, or nothing does.
+    sums of one layer and the original's outputs that are kept, together; a quarter of it at most is for these.
+    ``outputs`` are those that the plan was traced with; ``progress(done, total)`` is called after each layer. No bias
+    is made where there is none, so that the state_dict keeps its names: a batch norm that follows takes the constant,
+    or nothing does.
 
     Raises InputError for calibration data or steps that do not fit, PlanError where the plan is not ``original``'s, or
     ``pruned`` not its result. If it raises, or is interrupted, ``pruned`` is as it was.
