@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import structprune as sp
-from structprune.train import Distillation, finetune
+from structprune.train import Distillation, GroupLasso, finetune
 from structprune.train.batches import Shares
 
 pytest.importorskip("accelerate")
@@ -38,7 +38,8 @@ def prune_and_train() -> tuple[nn.Module, sp.PruningPlan, list[dict[str, float]]
     dense = net()
     result = sp.prune(dense, data().tensors[0][:2], sp.Budget(macs=0.5))
     hint = Distillation(dense, features=["0"], plan=result.plan)
-    log = finetune(result.model, data(), validation=data(), distillation=hint, **SETTINGS)
+    lasso = GroupLasso(sp.trace(result.model, data().tensors[0][:2]), strength=0.09)
+    log = finetune(result.model, data(), validation=data(), distillation=hint, hooks=[lasso], **SETTINGS)
     return result.model, result.plan, log
 
 
@@ -72,6 +73,8 @@ def test_two_processes_give_the_plan_and_the_weights_of_one(tmp_path: Path) -> N
     status, said = torchrun(2, str(tmp_path))
     assert status == 0, said[-3000:]
     model, plan, log = prune_and_train()
+    assert 0 < log[-1]["zero_channels"] < len(model.get_submodule("0").weight)
+    assert (model.get_submodule("0").weight == 0).all(1).sum() == log[-1]["zero_channels"]
     for rank in (0, 1):
         told = json.loads((tmp_path / f"rank{rank}of2.json").read_text())
         assert told["plan"] == plan.to_json()
