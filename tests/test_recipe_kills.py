@@ -36,7 +36,13 @@ validation: 0.1
 steps:
   - {step: train, epochs: 3, lr: 0.05}
   - {step: prune, budget: {macs: 0.6}, criterion: taylor, calibration: {batches: 2}}
-  - {step: finetune, epochs: 3, lr: 0.01, optimizer: adamw, schedule: onecycle}
+  - step: finetune
+    epochs: 4
+    lr: 0.01
+    optimizer: adamw
+    schedule: onecycle
+    distillation: {weight: 0.3, features: ["4"]}
+    early_stopping: {patience: 1, min_delta: 0.05}
   - {step: sparsify, sparsity: 0.5, scope: global}
   - {step: prune, budget: {macs: 0.4}, criterion: random}
   - {step: finetune, epochs: 2, lr: 0.02}

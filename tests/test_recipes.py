@@ -71,6 +71,25 @@ steps:
   - {step: evaluate}
 """
 
+TAUGHT = (
+    RECIPE[: RECIPE.index("steps:")]
+    + """\
+validation: 0.4
+steps:
+  - {step: train, epochs: 3, lr: 0.05, batch_size: 16}
+  - {step: prune, budget: {macs: 0.6}}
+  - {step: sparsify, sparsity: 0.3}
+  - step: finetune
+    epochs: 12
+    lr: 0.3
+    distillation: {temperature: 2, weight: 0.3, features: ["0", "4"]}
+    early_stopping: {patience: 2}
+    penalty: {kind: l1, strength: 0.001}
+  - {step: evaluate, data: validation}
+"""
+)
+TAUGHT_STEP = 3
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -115,6 +134,15 @@ class TestReading:
             ("step: evaluate", "step: evaluate, data: validation", "validation: is 0"),
             ("step: evaluate", "step: export, file: ../x.onnx", r":17: steps\[7\]\.file: .*plain name"),
             ("version: 1", "version: [1", "is no YAML"),
+            ("epochs: 1, lr: 0.01}", "epochs: 1, lr: 0.01, distillation: {temperatur: 2}}",
+             r":14: steps\[4\]\.distillation\.temperatur: unknown key; did you mean 'temperature'\?"),
+            ("epochs: 1, lr: 0.01}", "epochs: 1, lr: 0.01, distillation: {weight: 2}}",
+             r":14: steps\[4\]\.distillation: weight=2\.0: must be in \[0, 1\]"),
+            ("lr: 0.05, ", "lr: 0.05, distillation: {}, ", r"steps\[0\] \(train\) .*nothing is cut before it"),
+            ("lr: 0.05, ", "lr: 0.05, early_stopping: {patience: 0}, ",
+             r":6: steps\[0\]\.early_stopping: patience=0: must be at least 1"),
+            ("lr: 0.05, ", "lr: 0.05, early_stopping: {patience: 2}, ",
+             r"steps\[0\] \(train\) stops by .* validation: is 0"),
             ("{step: evaluate}", "{step: prune_gradually, budget: {macs: 0.2}, schedule: {kind: cubic, steps: 2}, "
              "train: {epochs: 1, lr: 0.1}}", r"steps\[7\] \(prune_gradually\) comes after sparsify"),
         ],
@@ -147,6 +175,10 @@ class TestReading:
         assert {"macs", "latency", "file_size", "runtime"} <= defined["Limits"]["properties"].keys()
         assert {"epochs", "lr", "label_smoothing", "step"} <= defined["Train"]["properties"].keys()
         assert defined["Train"]["additionalProperties"] is False
+        assert defined["Distill"]["properties"].keys() == {
+            "temperature", "weight", "outputs", "features", "feature_weight",
+        }  # fmt: skip
+        assert defined["StopEarly"]["properties"].keys() == {"patience", "metric", "min_delta", "restore"}
         mapping = schema["properties"]["steps"]["items"]["discriminator"]["mapping"]
         assert {"train", "finetune", "prune", "sparsify", "evaluate", "export", "measure"} <= mapping.keys()
 
@@ -260,6 +292,62 @@ steps:
         assert saved == 3
         assert (again.weights, again.records) == (wanted.weights, wanted.records)
 
+    def test_a_teacher_and_the_best_weights_are_there_again_after_every_stop(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipe = sp.Recipe.parse(TAUGHT, "recipe.yaml", folder)
+        wanted = sp.run_recipe(recipe, "alone")
+        record = wanted.records[TAUGHT_STEP]
+        accuracies = [epoch["accuracy"] for epoch in record["epochs"]]
+        best = record["best_epoch"]
+        assert accuracies.index(max(accuracies)) + 1 == best
+        assert len(accuracies) == best + 2 < 12  # patience
+        assert wanted.records[-1]["accuracy"] == accuracies[best - 1] > accuracies[-1]
+        assert f"epoch {best} the best" in str(wanted)
+        keep: Callable[..., None] = RunFolder.keep
+        kept = 0
+
+        def then_stop(self: RunFolder, content: Any) -> None:
+            nonlocal kept
+            keep(self, content)
+            kept += 1
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(RunFolder, "keep", then_stop)
+        for _ in range(40):
+            try:
+                result = sp.run_recipe(recipe, "out")
+                break
+            except KeyboardInterrupt:
+                continue
+        trained = sum(len(record.get("epochs", ())) for record in wanted.records)
+        assert kept == len(recipe.steps) + trained
+        assert (result.weights, result.records) == (wanted.weights, wanted.records)
+
+    def test_the_teacher_is_the_network_before_its_first_cut(self, folder: Path) -> None:
+        head, _ = RECIPE.split("steps:\n")
+        cuts = """\
+  - {step: train, epochs: 2, lr: 0.05}
+  - {step: prune, budget: {macs: 0.7}}
+  - {step: prune, budget: {macs: 0.5}}
+"""
+        options = {"epochs": 1, "lr": 0.05}
+        before = sp.run_recipe(sp.Recipe.parse(f"{head}steps:\n{cuts}", "r", folder), "before")
+        dense = sp.run_recipe(
+            sp.Recipe.parse(f"{head}steps:\n{cuts.splitlines()[0]}", "r", folder), "dense"
+        ).model
+        taught = (
+            cuts + "  - {step: finetune, epochs: 1, lr: 0.05, distillation: {weight: 0.7, features: ['0']}}\n"
+        )
+        result = sp.run_recipe(sp.Recipe.parse(f"{head}steps:\n{taught}", "r", folder), "taught")
+        namespace: dict[str, Any] = {}
+        exec(MODULE, namespace)
+        teacher = sp.train.Distillation(dense, weight=0.7, features=["0"], plan=before.plans)
+        log = sp.train.finetune(before.model, namespace["points"]()[0], distillation=teacher, **options)
+        assert result.records[-1]["epochs"] == log
+        ours, theirs = result.model.state_dict(), before.model.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
 
 class TestRefused:
     def test_another_recipe_in_the_folder_is_told_field_by_field(self, folder: Path) -> None:
@@ -321,6 +409,11 @@ class TestRefused:
         for old, new, message in (
             ("nets.py:small", "nets.py:smal", "did you mean small"),
             ("nets.py:small", "net.py:small", "no file"),
+            (
+                "epochs: 1, lr: 0.01}",
+                "epochs: 1, lr: 0.01, distillation: {features: ['44']}}",
+                r"steps\[4\]\.distillation\.features: the network has no layer '44'; did you mean '4'\?",
+            ),
             ("nets.py:points", "nets.py:nothing", "expected .training set, test set."),
             ("data: {batches", "loss: nets.py:los\n    data: {batches", "has no 'los'"),
         ):

@@ -124,9 +124,23 @@ class Recipe(Strict):
                 raise ValueError(f"{place} is on the validation data, but validation: is 0")
             if isinstance(step, PruneGradually):
                 self._fits_gradually(step, number, place)
+            if isinstance(step, Train):
+                self._fits_training(step, number, place)
             if isinstance(step, Export) and files.count(step.file) > 1:
                 raise ValueError(f"{place} writes {step.file}, and another step writes it too")
         return self
+
+    def _fits_training(self, step: Train, number: int, place: str) -> None:
+        cut = any(isinstance(before, (Cutting, Sparsify)) for before in self.steps[:number])
+        if step.distillation is not None and not cut:
+            raise ValueError(
+                f"{place} has the network before its first cut for a teacher: nothing is cut before it"
+            )
+        if step.early_stopping is not None and step.early_stopping.by_accuracy and not self.validation:
+            raise ValueError(
+                f"{place} stops by the accuracy on validation data, but validation: is 0; hold some back, or say "
+                "metric: loss"
+            )
 
     def _fits_gradually(self, step: PruneGradually, number: int, place: str) -> None:
         if (step.floor is not None or step.max_drop is not None) and not self.validation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from structprune.arguments import typed
 from structprune.assembly import trace
 from structprune.by_name import lookup, model_factory
 from structprune.errors import InputError
@@ -20,10 +21,11 @@ from structprune.inputs import parse_inputs
 from structprune.plan import PruningPlan
 from structprune.randomness import seeded
 from structprune.recipes.data import Data, beside
+from structprune.recipes.fields import did_you_mean
 from structprune.recipes.folder import RunFolder
 from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network, weights_digest
-from structprune.recipes.steps import Cutting, kind_of
+from structprune.recipes.steps import Cutting, Train, kind_of
 from structprune.recipes.told import told
 from structprune.recipes.work import Work
 from structprune.rewriting import rewrite
@@ -67,6 +69,7 @@ class RecipeResult:
         return "\n".join(f"{number}. {told(record)}" for number, record in enumerate(self.records, 1))
 
 
+@typed
 def run_recipe(
     recipe: Recipe | str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -112,10 +115,21 @@ def _prepared(recipe: Recipe, folder: RunFolder) -> Work:
     with seeded(recipe.seed):
         if recipe.data is not None:
             data = Data(*recipe.data.load(recipe.base), recipe.validation, recipe.seed)
-        for step in recipe.steps:
+        for number, step in enumerate(recipe.steps):
             if isinstance(step, Cutting) and step.loss is not None:
                 lookup(beside(step.loss, recipe.base), "loss")
+            if isinstance(step, Train) and step.distillation is not None:
+                _require_layers(
+                    network.model, step.distillation.layers, f"steps[{number}].distillation.features"
+                )
     return Work(recipe, network, folder, example, data, lambda done, total: None)
+
+
+def _require_layers(model: nn.Module, layers: Iterable[str], place: str) -> None:
+    known = [name for name, _ in model.named_modules() if name]
+    for layer in layers:
+        if layer not in known:
+            raise InputError(f"{place}: the network has no layer {layer!r}; {did_you_mean(layer, known)}")
 
 
 def _resumed(work: Work) -> int:

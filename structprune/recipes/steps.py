@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
+from torch import nn
 
 from structprune.budget import Budget
 from structprune.importance import CRITERIA
+from structprune.plan import PruningPlan
 from structprune.recipes.data import Samples
 from structprune.recipes.fields import Derived, Strict, derived, did_you_mean
 from structprune.runtime_settings import Runtime
+from structprune.train.distillation import Distillation
 from structprune.train.gradual import Cubic, Iterative, OneShot
 from structprune.train.options import TrainOptions
+from structprune.train.stopping import EarlyStopping
 
 __all__ = [
     "Cutting",
+    "Distill",
     "Evaluate",
     "Export",
     "Measure",
@@ -25,12 +31,15 @@ __all__ = [
     "PruneGradually",
     "Sparsify",
     "Step",
+    "StopEarly",
     "Train",
 ]
 
 if TYPE_CHECKING:
     _BudgetFields: TypeAlias = Derived
     _TrainFields: TypeAlias = Derived
+    _DistillFields: TypeAlias = Derived
+    _StopFields: TypeAlias = Derived
     _RuntimeFields: TypeAlias = Derived
     _OneShot: TypeAlias = Derived
     _Iterative: TypeAlias = Derived
@@ -38,6 +47,19 @@ if TYPE_CHECKING:
 else:
     _BudgetFields = derived(Budget, "_BudgetFields")
     _TrainFields = derived(TrainOptions, "_TrainFields", seed=(int | None, None))
+    _DistillFields = derived(
+        Distillation,
+        "_DistillFields",
+        leave_out=("teacher", "compare", "plan"),
+        outputs=(str | int | list[str | int] | None, None),
+        features=(list[str], []),
+    )
+    _StopFields = derived(
+        EarlyStopping,
+        "_StopFields",
+        leave_out=("lower",),
+        metric=(Literal["accuracy", "loss"], "accuracy"),
+    )
     _OneShot, _Iterative, _Cubic = (
         derived(kind, f"_{kind.__name__}") for kind in (OneShot, Iterative, Cubic)
     )
@@ -80,11 +102,51 @@ class Penalize(Strict):
     growth: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
+class Distill(_DistillFields):
+    """What the network before its first cut teaches, as `structprune.train.Distillation`: the channels that were kept
+    of the results of `features`, names of layers, and the outputs."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Distill:
+        self.by(nn.Identity())
+        return self
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers whose results are compared."""
+        return self.features  # type: ignore[attr-defined,no-any-return]
+
+    def by(self, teacher: nn.Module, plans: Sequence[PruningPlan] = ()) -> Distillation:
+        """The hook; `plans` lead from the teacher to the network that is trained."""
+        return self.make(teacher=teacher, plan=plans)  # type: ignore[no-any-return]
+
+
+class StopEarly(_StopFields):
+    """Training ends when the accuracy on the validation data no longer rises (or the training loss no longer falls),
+    and the best weights come back, as `structprune.train.EarlyStopping` does it."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> StopEarly:
+        self.hook()
+        return self
+
+    @property
+    def by_accuracy(self) -> bool:
+        """Whether it goes by the accuracy on the validation data."""
+        return bool(self.metric == "accuracy")  # type: ignore[attr-defined]
+
+    def hook(self) -> EarlyStopping:
+        """The hook, at its beginning."""
+        return self.make(lower=not self.by_accuracy)  # type: ignore[no-any-return]
+
+
 class Train(Training):
-    """Training or fine-tuning, with a penalty where one is named."""
+    """Training or fine-tuning, with a penalty, a teacher and an early end where they are named."""
 
     step: Literal["train", "finetune"]
     penalty: Penalize | None = None
+    distillation: Distill | None = None
+    early_stopping: StopEarly | None = None
 
 
 class Cutting(Strict):

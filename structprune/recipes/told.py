@@ -22,7 +22,8 @@ def told(record: Record) -> str:
 def _train(record: Record) -> str:
     first, last = record["epochs"][0], record["epochs"][-1]
     text = f"{len(record['epochs'])} epochs, loss {first['loss']:.3f} -> {last['loss']:.3f}"
-    return text + (f", accuracy {100 * last['accuracy']:.1f} % (validation)" if "accuracy" in last else "")
+    text += f", accuracy {100 * last['accuracy']:.1f} % (validation)" if "accuracy" in last else ""
+    return text + (f", epoch {record['best_epoch']} the best" if "best_epoch" in record else "")
 
 
 def _prune(record: Record) -> str:

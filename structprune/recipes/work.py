@@ -27,6 +27,7 @@ from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network
 from structprune.recipes.steps import (
     Cutting,
+    Distill,
     Evaluate,
     Export,
     Measure,
@@ -37,7 +38,18 @@ from structprune.recipes.steps import (
     names,
 )
 from structprune.surgery import apply_plan
-from structprune.train import L1, L2, GroupLasso, Hook, Run, Slimming, evaluate, finetune, prune_gradually
+from structprune.train import (
+    L1,
+    L2,
+    Distillation,
+    GroupLasso,
+    Hook,
+    Run,
+    Slimming,
+    evaluate,
+    finetune,
+    prune_gradually,
+)
 from structprune.train.hooks import Metrics
 
 __all__ = ["Work"]
@@ -68,17 +80,20 @@ class Work:
     @do.register
     def _train(self, step: Train) -> Record:
         options, data = step.options(self.recipe.seed), self._data
-        keeper = _Keeper(self.network, self.folder, self.run)
+        stopping = None if step.early_stopping is None else step.early_stopping.hook()
+        last: list[Hook] = [] if stopping is None else [stopping]  # it judges what the others have measured
+        last.append(_Keeper(self.network, self.folder, self.run))
         log = finetune(
             self.network.model,
             data.train,
             **vars(options),
             validation=data.validation,
             progress=self.progress,
-            hooks=(*self._penalties(step), keeper),
+            distillation=None if step.distillation is None else self._teacher(step.distillation),
+            hooks=(*self._penalties(step), *last),
         )
         self.run = None
-        return {"epochs": log}
+        return {"epochs": log, **({} if stopping is None else {"best_epoch": stopping.best_epoch})}
 
     @do.register
     def _prune(self, step: Prune) -> Record:
@@ -199,6 +214,9 @@ class Work:
         kind: Any = _PENALTIES[asked.kind]
         options = {"only": names(asked.only), "keep": names(asked.keep)}
         return [kind(graph, asked.strength, proximal=asked.proximal, growth=asked.growth, **options)]
+
+    def _teacher(self, asked: Distill) -> Distillation:
+        return asked.by(self.network.dense(self.folder.dense()), self.network.plans)
 
     @property
     def _data(self) -> Data:
