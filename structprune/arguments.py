@@ -101,8 +101,8 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, type)
     if origin is None:
         return _is_a(value, hint)
-    if not isinstance(value, origin):  # Python goes through what can be indexed, too: a torch Dataset, say
-        return origin is Iterable and hasattr(type(value), "__getitem__")
+    if not isinstance(value, origin):
+        return _is_indexed(origin) and hasattr(type(value), "__getitem__")
     if issubclass(origin, Mapping):
         return all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in _items(value))
     if origin is tuple and inner[-1:] != (...,):
@@ -110,6 +110,11 @@ def _fits(value: object, hint: Any) -> bool:
     if issubclass(origin, Iterable) and isinstance(value, list | tuple | str):
         return all(_fits(one, inner[0]) for one in value)
     return True
+
+
+def _is_indexed(origin: type) -> bool:
+    """Whether what can be indexed will do: Python goes through it, and a torch Dataset, no collection, is just that."""
+    return origin is Iterable or (hasattr(origin, "__getitem__") and not issubclass(origin, Collection))
 
 
 def _items(value: Any) -> Collection[tuple[object, object]]:

@@ -13,27 +13,31 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import structprune as sp
 from structprune.arguments import typed
 
-FUNCTIONS = [
-    name
-    for name in sp.__all__
-    if inspect.isfunction(getattr(sp, name))
-    and name not in ("rule", "empty_weights")  # these take no such argument
-]
+FUNCTIONS = {
+    name: getattr(package, name)
+    for package in (sp, sp.train)
+    for name in package.__all__
+    if inspect.isfunction(getattr(package, name))
+    and name
+    not in ("rule", "empty_weights", "transformers_callback", "lightning_callback")  # take no such argument
+}
+ANYTHING = ("Any", "Accelerator | None")  # an accelerator's own type is not there without its package
 CASES = [
     (name, argument.name)
-    for name in FUNCTIONS
-    for argument in inspect.signature(getattr(sp, name)).parameters.values()
-    if argument.annotation != "Any" and argument.kind is not inspect.Parameter.VAR_KEYWORD
+    for name, function in FUNCTIONS.items()
+    for argument in inspect.signature(function).parameters.values()
+    if argument.annotation not in ANYTHING and argument.kind is not inspect.Parameter.VAR_KEYWORD
 ]
 
 
 @pytest.mark.parametrize(("name", "argument"), CASES, ids=[f"{name}-{argument}" for name, argument in CASES])
 def test_every_public_function_refuses_a_wrong_type_by_name(name: str, argument: str) -> None:
-    function = getattr(sp, name)
+    function = FUNCTIONS[name]
     needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     before = dict.fromkeys(needed[: needed.index(argument)]) if argument in needed else {}
     others = {other: None for other in needed if other not in before}
@@ -70,6 +74,7 @@ def sample(
     many: tuple[int, ...] = (),
     call: Callable[[int], int] | None = None,
     thing: Named | None = None,
+    examples: Dataset[Any] | None = None,
     anything: Any = None,
     kind: type[nn.Module] = nn.Linear,
 ) -> dict[str, Any]:
@@ -90,6 +95,8 @@ RIGHT: list[tuple[str, Any]] = [
     ("many", (1, 2, 3)),
     ("call", len),
     ("thing", Book()),
+    ("examples", TensorDataset(torch.zeros(1))),
+    ("examples", Rows()),  # torch's loaders go through whatever can be indexed
     ("anything", object()),
     ("kind", nn.Conv2d),
 ]
@@ -114,6 +121,7 @@ WRONG: list[tuple[str, Any]] = [
     ("many", (1, "a")),
     ("call", 3),
     ("thing", "a"),
+    ("examples", DataLoader(TensorDataset(torch.zeros(1)))),
     ("kind", nn.Linear(1, 1)),
 ]
 

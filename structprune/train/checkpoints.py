@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from structprune.archive import read_archive, write_archive
+from structprune.arguments import typed
 from structprune.errors import StorageError
 from structprune.history import History, fill, model_state
 from structprune.plan import PruningPlan
@@ -27,6 +28,7 @@ Stateful = Any
 """What has `state_dict()` and `load_state_dict()`: a learning-rate schedule, a gradient scaler."""
 
 
+@typed
 def save_checkpoint(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -136,6 +138,7 @@ class TrainingCheckpoint:
             raise StorageError(f"{self.path}: the optimizer has {len(ours)} groups, {len(saved)} were saved")
 
 
+@typed
 def load_checkpoint(path: str | os.PathLike[str]) -> TrainingCheckpoint:
     """What `save_checkpoint` wrote, read and checked; no model is touched before `build` or `restore`.
 

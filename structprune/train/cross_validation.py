@@ -22,7 +22,7 @@ from structprune.plan import PruningPlan
 from structprune.select import select
 from structprune.surgery import apply_plan
 from structprune.train.candidates import Candidate, CrossValidation, Trial
-from structprune.train.evaluation import evaluate
+from structprune.train.evaluation import Metric, evaluate
 from structprune.train.folds import Splitter, folds_of
 from structprune.train.hooks import Hook
 from structprune.train.loop import finetune
@@ -31,7 +31,6 @@ from structprune.train.zeros import zero_plan
 
 __all__ = ["cross_validate"]
 
-Metric = Callable[[nn.Module, Dataset[Any]], float]
 MakePenalty = Callable[[DependencyGraph, float], Hook]
 
 

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from structprune.arguments import typed
 from structprune.errors import InputError
 from structprune.inputs import map_tensors
 from structprune.train.batches import forward
 
 __all__ = ["Metric", "evaluate"]
 
-Metric: TypeAlias = "Callable[[nn.Module, Dataset[Any]], float]"
+Metric: TypeAlias = Callable[[nn.Module, Dataset[Any]], float]
 """What a model is worth on a data set, higher for better: `evaluate` is one."""
 
 
+@typed
 def evaluate(model: nn.Module, data: Dataset[Any], *, batch_size: int = 256) -> float:
     """The share of `data` whose class the model ranks first, in [0, 1].
 

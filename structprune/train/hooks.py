@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hook", "Metrics", "Run"]
 
-Metrics: TypeAlias = "dict[str, float]"
+Metrics: TypeAlias = dict[str, float]
 
 
 @dataclass(eq=False)

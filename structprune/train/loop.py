@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from structprune.arguments import typed
 from structprune.errors import InputError
 from structprune.randomness import seeded
 from structprune.train.batches import forward
@@ -22,6 +23,8 @@ from structprune.train.surroundings import as_found, default_accelerator, loader
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
+else:
+    Accelerator = Any  # imported where it is used: accelerate is optional
 
 __all__ = ["Loss", "finetune"]
 
@@ -29,6 +32,7 @@ Loss = Callable[[Any, Any], Tensor]
 """What is minimised: a scalar, the mean over a batch, of the model's output and the targets."""
 
 
+@typed
 def finetune(
     model: nn.Module,
     train_data: Dataset[Any],

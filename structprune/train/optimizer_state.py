@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from structprune.arguments import typed
 from structprune.errors import InputError
 from structprune.gathering import take
 from structprune.plan import PruningPlan
@@ -30,6 +31,7 @@ __all__ = ["cut_optimizer"]
 Index = Mapping[int, np.ndarray]
 
 
+@typed
 def cut_optimizer(
     optimizer: Optimizer,
     before: nn.Module | Mapping[str, Tensor],

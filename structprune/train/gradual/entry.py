@@ -10,20 +10,23 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
+from structprune.arguments import typed
 from structprune.budget import Budget
 from structprune.history import History, fill, model_state
 from structprune.importance import Criterion
 from structprune.masking.ranking import Criterion as WeightCriterion
 from structprune.masking.targets import Patterns
+from structprune.train.evaluation import Metric
 from structprune.train.gradual.cuts import BudgetCuts, Cuts, MaskCuts
 from structprune.train.gradual.rounds import Hooks, Rounds
-from structprune.train.gradual.run import Floor, GradualResult, GradualRun, GradualStep, Metric
+from structprune.train.gradual.run import Floor, GradualResult, GradualRun, GradualStep
 from structprune.train.gradual.schedules import Cubic, Iterative, Schedule
 from structprune.train.options import TrainOptions
 
 __all__ = ["prune_gradually", "sparsify_gradually"]
 
 
+@typed
 def prune_gradually(
     model: nn.Module,
     example_inputs: Any,
@@ -95,6 +98,7 @@ def prune_gradually(
     )
 
 
+@typed
 def sparsify_gradually(
     model: nn.Module,
     sparsity: float,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,13 @@ from structprune.history import History, fill, model_state
 from structprune.plan import PruningPlan
 from structprune.replica import replica
 from structprune.tensors import fingerprint
-from structprune.train.evaluation import evaluate
+from structprune.train.evaluation import Metric, evaluate
 from structprune.train.gradual.cuts import Cuts
 from structprune.train.gradual.rounds import Rounds
 from structprune.train.hooks import Metrics
 from structprune.train.optimizer_state import cut_optimizer
 
 __all__ = ["Floor", "GradualResult", "GradualRun", "GradualStep"]
-
-Metric = Callable[[nn.Module, Dataset[Any]], float]
 
 
 @dataclass(frozen=True)
