@@ -370,7 +370,8 @@ class TestEveryCriterionThatTakesData:
     @pytest.mark.parametrize("data", [3, "text", {"x": torch.zeros(1)}])
     def test_what_is_no_iterable_of_batches(self, name: str, data: Any) -> None:
         with pytest.raises(
-            sp.InputError, match=rf"data is a {type(data).__name__}; .*where there is one batch"
+            sp.InputError,
+            match=rf"data is a {type(data).__name__}; .*where there is one batch|expected Iterable",
         ):
             built("mlp").score(name, data)
 

@@ -62,6 +62,7 @@ class Graph:
     terms: Sequence[tuple[float, tuple[int, ...]]]
     flips: Callable[[np.ndarray], Sequence[Violation]] = lambda counts: ()
     calls: list[np.ndarray] = field(default_factory=list)
+    fingerprint: str = "drawn"
 
     def price(self, quantity: str, counts: np.ndarray) -> float:
         assert quantity in ("macs", "params")
