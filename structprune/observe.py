@@ -14,7 +14,7 @@ parameters' memory and nothing else with the model: the model's flags, buffers, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,8 @@ class Twin:
         self.parameters = {name: t for name, t in named.items() if isinstance(t, nn.Parameter)}
         self.unread: dict[str, str] = {}
         self.devices = {parameter.device for parameter in self.parameters.values()}
+        self._roots = _roots(self.parameters)
+        self._recurrent = any(isinstance(one, nn.RNNBase) for one in self.module.modules())
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Return the forward's result; no random number of the process is used up."""
@@ -67,10 +69,10 @@ class Twin:
     def watch(self, each: Callable[[Use], None], *args: Any, **kwargs: Any) -> Any:
         """Return the forward's result, having called ``each`` for every product with a parameter, in their order."""
         args, kwargs = self.admitted((args, kwargs))
-        watcher = _Watcher(self.parameters, each, self.unread)
+        watcher = _Watcher(self._roots, each, self.unread)
         for tensor in tensors_in((args, kwargs)):
             watcher.live[tensor] = True
-        with _open_kernels(self.module), watcher:
+        with _open_kernels(self._recurrent), watcher:
             return self.run(*args, **kwargs)
 
     def admitted(self, tree: Any) -> Any:
@@ -86,11 +88,10 @@ def _ordinary(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _open_kernels(module: nn.Module) -> Iterator[None]:
-    """Keep torch from fusing whole layers into one operation: encoder layers, and recurrent ones."""
+def _open_kernels(recurrent: bool) -> Iterator[None]:
+    """Keep torch from fusing whole layers into one operation: encoder layers, and recurrent ones if there are any."""
     fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     cudnn = torch._C._get_cudnn_enabled()
-    recurrent = any(isinstance(one, nn.RNNBase) for one in module.modules())
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         if recurrent:
@@ -114,6 +115,20 @@ class _Root:
     tensor: Tensor  #: held, so that no other tensor gets its memory meanwhile
 
 
+def _root(name: str, tensor: Tensor, steps: tuple[tuple[Layout, Layout], ...] = ()) -> _Root:
+    layout = Layout.of(tensor)
+    end = layout.offset + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True)) + 1
+    return _Root(name, steps, layout, end, tensor)
+
+
+def _roots(parameters: Mapping[str, Tensor]) -> dict[int, list[_Root]]:
+    """The parameters by the memory that they lie in."""
+    found: dict[int, list[_Root]] = {}
+    for name, parameter in parameters.items():
+        found.setdefault(parameter.untyped_storage()._cdata, []).append(_root(name, parameter))
+    return found
+
+
 # operation -> the places of its two operands
 _PRODUCTS = {
     **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), (0, 1)),
@@ -126,14 +141,12 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows parameters and data through one run, and tells where they are multiplied."""
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], each: Callable[[Use], None], unread: dict[str, str]
+        self, roots: Mapping[int, Sequence[_Root]], each: Callable[[Use], None], unread: dict[str, str]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.each, self.unread = each, unread
         self.live: Any = WeakTensorKeyDictionary()
-        self.roots: dict[int, list[_Root]] = {}
-        for name, parameter in parameters.items():
-            self._root(name, parameter)
+        self.roots = {place: list(found) for place, found in roots.items()}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -144,7 +157,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        given = list(iter_tensors((args, list(kwargs.values()))))
+        given = list(iter_tensors((*args, *kwargs.values())))
         live = any(tensor in self.live for tensor in given)
         name = func._schema.name.partition("::")[2].rstrip("_")
         if name in _PRODUCTS:
@@ -187,12 +200,6 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.each(Use(_place(root, weight, "kernel", how), name, x, weight, out, bias))
         return True
 
-    def _root(self, name: str, tensor: Tensor, steps: tuple[tuple[Layout, Layout], ...] = ()) -> None:
-        layout = Layout.of(tensor)
-        end = layout.offset + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True)) + 1
-        place = tensor.untyped_storage()._cdata
-        self.roots.setdefault(place, []).append(_Root(name, steps, layout, end, tensor))
-
     def _found(self, tensor: Any) -> _Root | None:
         """The parameter in whose memory a tensor lies, or what stands for a view of it."""
         if not isinstance(tensor, Tensor):
@@ -208,7 +215,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         same = [(root, t) for t in given if t.shape == made.shape and (root := self._found(t)) is not None]
         if len({(root.name, root.steps, Layout.of(tensor)) for root, tensor in same}) == 1:
             root, tensor = same[0]
-            self._root(root.name, made, (*root.steps, (root.layout, Layout.of(tensor))))
+            steps = (*root.steps, (root.layout, Layout.of(tensor)))
+            self.roots.setdefault(made.untyped_storage()._cdata, []).append(_root(root.name, made, steps))
 
 
 def _place(root: _Root, weight: Tensor, side: str, sliding: Sliding | None = None) -> Place:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 __all__ = ["Layout", "Place", "Sliding", "Use"]
 
+_BLOCK = 1 << 18  # numbers that are squared at once
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -155,11 +157,20 @@ class Use:
     def square_sums(self) -> Tensor:
         """The sum over the rows of their squares, ``[groups, inputs]``, in float32 at least."""
         x = self.input.detach()
-        size = x.abs() if x.is_complex() else x
-        squares = size.to(torch.promote_types(x.dtype, torch.float32).to_real()).square()
-        if self.place.sliding is not None and x.ndim == self.weight.ndim:
-            squares = squares.sum(0, keepdim=True)  # over samples first: patches of one, instead of all
-        return self.place.rows(squares).sum(1)
+        if self.place.sliding is None or x.ndim < self.weight.ndim:
+            return self.place.rows(_squares(x)).sum(1)
+        some = max(
+            1, _BLOCK // max(x[:1].numel(), 1)
+        )  # samples at a time, so that their squares stay in cache
+        total = _squares(x[:0]).sum(0, keepdim=True)
+        for part in torch.split(x, some):
+            total += _squares(part).sum(0, keepdim=True)
+        return self.place.rows(total).sum(1)  # the patches of one sample, instead of all
+
+
+def _squares(x: Tensor) -> Tensor:
+    size = x.abs() if x.is_complex() else x
+    return size.to(torch.promote_types(x.dtype, torch.float32).to_real()).square()
 
 
 def _patches(x: Tensor, kernel: tuple[int, ...], how: Sliding) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import structprune as sp
 from structprune.importance import slopes
+from structprune.importance.calibration import cross_entropies, cross_entropy
 
 SAMPLES, TOKENS, CLASSES = 6, 5, 3
 
@@ -163,3 +164,14 @@ def test_a_loss_that_weighs_samples_by_what_counts_is_each_samples_own(
     assert alone == []
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-9)
+
+
+@pytest.mark.parametrize("layout", ["rows", "classes last", "classes first"])
+def test_the_loss_of_each_sample_is_its_own(layout: str) -> None:
+    logits = torch.randn(5, 7) if layout == "rows" else torch.randn(5, 4, 7)
+    classes = torch.randint(0, 7, logits.shape[:-1])
+    if layout != "rows":
+        classes[1:, 1:3] = -100  # what does not count, in all samples but the first
+    given = logits.movedim(-1, 1) if layout == "classes first" else logits
+    wanted = [cross_entropy(given[n : n + 1], classes[n : n + 1]) for n in range(5)]
+    torch.testing.assert_close(cross_entropies(given, classes, 5), torch.stack(wanted))

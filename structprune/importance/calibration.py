@@ -29,6 +29,7 @@ __all__ = [
     "Calibration",
     "Loss",
     "Sums",
+    "cross_entropies",
     "cross_entropy",
     "mean_everywhere",
     "processes",
@@ -176,13 +177,28 @@ def cross_entropy(output: Any, target: Any) -> Tensor:
 
     Raises InputError for any other output or target, for which there has to be a loss of its own.
     """
+    return F.cross_entropy(*_logits_and_classes(output, target))
+
+
+def cross_entropies(output: Any, target: Any, size: int) -> Tensor:
+    """For each of a batch's samples, which lie along dim 0, what `cross_entropy` gives for it alone: `[size]`.
+
+    NaN for a sample of which nothing counts; raises InputError as that does.
+    """
+    logits, classes = _logits_and_classes(output, target)
+    each = F.cross_entropy(logits, classes, reduction="none").reshape(size, -1)
+    return each.sum(1) / (classes != _IGNORED).reshape(size, -1).sum(1)
+
+
+def _logits_and_classes(output: Any, target: Any) -> tuple[Tensor, Tensor]:
+    """The logits as `[n, classes, ...]`, or as rows `[rows, classes]`, and the classes `[n, ...]` or `[rows]`."""
     logits = [tensor for tensor in output_tensors(output) if tensor.is_floating_point()]
     fits = len(logits) == 1 and logits[0].ndim > 1 and isinstance(target, Tensor)
     fits = fits and not target.is_floating_point()
     if fits and target.shape == logits[0].shape[:1] + logits[0].shape[2:]:
-        return F.cross_entropy(logits[0], _classes(target, logits[0].shape[1]))
+        return logits[0], _classes(target, logits[0].shape[1])
     if fits and target.shape == logits[0].shape[:-1]:
-        return F.cross_entropy(logits[0].flatten(0, -2), _classes(target, logits[0].shape[-1]).flatten())
+        return logits[0].flatten(0, -2), _classes(target, logits[0].shape[-1]).flatten()
     raise InputError(
         f"without loss= the model must return one tensor of logits and the target be integer classes; got "
         f"{told(output)} and {told(target)}: give loss=, a function of (output, target)"

@@ -29,11 +29,11 @@ def fpgm(group: GroupTensors) -> NDArray[np.float64]:
     gram = torch.zeros(rows, size, size, dtype=torch.float64)
     for member in group.parameters:
         for vectors in _vectors(member, rows, size):
-            gram += (vectors @ vectors.mT).cpu()
+            gram = gram.to(vectors.device).baddbmm_(vectors, vectors.mT)
     lengths = gram.diagonal(dim1=1, dim2=2)
-    squares = lengths.unsqueeze(2) + lengths.unsqueeze(1) - 2 * gram
+    squares = (lengths.unsqueeze(2) + lengths.unsqueeze(1)).sub_(gram, alpha=2)
     distances = squares.clamp_(min=0).sqrt_().sum(2)
-    found: NDArray[np.float64] = distances.numpy().reshape(group.shape)
+    found: NDArray[np.float64] = distances.cpu().numpy().reshape(group.shape)
     return found
 
 
@@ -59,11 +59,14 @@ def _vectors(member: MemberTensor, rows: int, size: int) -> Iterator[Tensor]:
 
     Where a channel has several positions, each yields by itself.
     """
+    tensor = member.tensor.detach().movedim(member.dim, 0)
+    tensor = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(len(member.index), -1)
+    if np.array_equal(member.index, np.arange(rows * size)):
+        yield tensor.double().view(rows, size, -1)
+        return
     order = np.argsort(member.index, kind="stable")
     order = order[member.index[order] >= 0]
     channels, starts, counts = np.unique(member.index[order], return_index=True, return_counts=True)
-    tensor = member.tensor.detach().movedim(member.dim, 0)
-    tensor = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(len(member.index), -1)
     for turn in range(int(counts.max(initial=0))):
         there = counts > turn
         at = torch.from_numpy(order[starts[there] + turn]).to(tensor.device)

@@ -9,7 +9,7 @@ apart, or a weight is read otherwise than by a product, they go through the netw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from structprune.errors import InputError
 from structprune.importance.apart import Run, apart, recorded, sample_of, stacked
 from structprune.importance.batches import Batch
-from structprune.importance.calibration import Calibration, mean_everywhere
+from structprune.importance.calibration import Calibration, cross_entropies, cross_entropy, mean_everywhere
 from structprune.importance.groups import GroupTensors
 from structprune.importance.reconstruction import channel_labels
 from structprune.importance.reductions import plain_sum
 from structprune.importance.registry import criterion
 from structprune.observe import Place, Twin, Use
+from structprune.outputs import output_tensors
 
 __all__ = ["slopes_of_samples", "taylor"]
 
@@ -97,12 +99,12 @@ class _Together:
             outers = self._outers(batch, run)
             if outers is None:
                 return None
-            losses = list(self._losses(batch, run.output))
+            losses = self._losses(batch, run.output)
             edges = [edge for edge in run.edges if edge is not None]  # all: else samples go one by one
-            found = torch.autograd.grad(torch.stack(losses).sum(), edges, allow_unused=True)
+            found = torch.autograd.grad(losses.sum(), edges, allow_unused=True)
         slopes = {
             group.name: torch.zeros(
-                batch.size, math.prod(group.shape) + 1, dtype=torch.float64, device=losses[0].device
+                batch.size, math.prod(group.shape) + 1, dtype=torch.float64, device=losses.device
             )
             for group in self.calibration.groups
         }
@@ -115,12 +117,19 @@ class _Together:
             for group in self.calibration.groups
         }
 
-    def _losses(self, batch: Batch, result: Any) -> Iterator[Tensor]:
-        """Yield the loss of each sample by itself."""
+    def _losses(self, batch: Batch, result: Any) -> Tensor:
+        """The loss of each sample by itself, ``[samples]``."""
         target = self.twin.admitted(batch.target)
-        for number in range(batch.size):
-            output, wanted = sample_of((result, target), number, batch.size)
-            yield self.calibration.value_of(output, wanted, batch)
+        rows = all(t.ndim and len(t) == batch.size for t in output_tensors((result, target)))
+        if self.calibration.loss is cross_entropy and rows:
+            try:
+                losses = cross_entropies(result, target, batch.size)
+            except InputError as error:
+                raise InputError(f"batch {batch.number} of data: {error}") from error
+            if losses.requires_grad and bool(losses.isfinite().all()):
+                return losses
+        samples = (sample_of((result, target), number, batch.size) for number in range(batch.size))
+        return torch.stack([self.calibration.value_of(output, wanted, batch) for output, wanted in samples])
 
     def _outers(self, batch: Batch, run: Run) -> list[int] | None:
         """How each product lays out samples, looked at once for all batches that are read alike."""

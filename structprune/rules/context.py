@@ -97,10 +97,22 @@ def constants(tensor: torch.Tensor) -> Dims:
     return tuple(Const(size) for size in tensor.shape)
 
 
+_PLAIN = frozenset((int, bool, float, str, type(None)))
+_SEQUENCES = (list, tuple)
+
+
 def iter_tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     """Yield the tensors in ``values`` and in lists and tuples inside."""
+    found: list[torch.Tensor] = []
+    _collect(values, found)
+    return iter(found)
+
+
+def _collect(values: Iterable[Any], found: list[torch.Tensor]) -> None:
     for value in values:
+        if type(value) in _PLAIN:  # most of what operations are given; this runs several times for each
+            continue
         if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from iter_tensors(value)
+            found.append(value)
+        elif isinstance(value, _SEQUENCES):
+            _collect(value, found)
