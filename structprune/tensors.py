@@ -36,6 +36,7 @@ __all__ = [
     "shapes_fingerprint",
     "slots",
     "stored_slots",
+    "weights_digest",
 ]
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, flags, and the three registries
@@ -112,6 +113,17 @@ def shapes_fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
     """The sha256 (hex) over sorted names and shapes: the `fingerprint` of the model whose state has them."""
     named = sorted((name, list(shape)) for name, shape in shapes.items())
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The sha256 (hex) of the names and bytes of all parameters and persistent buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):  # a module's extra state
+            continue
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def require_module(model: object) -> None:

@@ -482,6 +482,37 @@ class TestCheckpoint:
         with pytest.raises(StorageError, match="another training"):
             prune_gradually(net(), EXAMPLE, sp.Budget(macs=0.5), points(), other, **sizes)  # type: ignore[arg-type]
 
+    def test_what_differs_is_said(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.safetensors"
+        other, fewer = net(), TensorDataset(*points()[:40])
+        with torch.no_grad():
+            other[0].weight[3, 2] += 1e-6
+
+        def go(model: nn.Module, data: TensorDataset, floor: float = 0.1, **more: Any) -> GradualResult:
+            return prune_gradually(
+                model,
+                EXAMPLE,
+                sp.Budget(macs=0.5),
+                data,
+                OPTIONS,
+                schedule=OneShot(),
+                validation=points(),
+                floor=floor,
+                checkpoint=file,
+                **more,
+            )
+
+        first = go(net(), points())
+        assert same(go(net(), points()).model, first.model)
+        with pytest.raises(StorageError, match="another network's weights"):
+            go(other, points())
+        with pytest.raises(StorageError, match="number of examples: train_data 48, and 40 here; delete it"):
+            go(net(), fewer)
+        with pytest.raises(StorageError, match=r"another floor: floor 0\.1, and 0\.2 here"):
+            go(net(), points(), floor=0.2)
+        with pytest.raises(StorageError, match="another cut: multiple_of None, and 4 here"):
+            go(net(), points(), pruning={"multiple_of": 4})
+
 
 class TestMasks:
     def test_the_sparsity_of_each_step_is_the_formulas_and_zeros_stay(self) -> None:

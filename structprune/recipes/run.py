@@ -24,12 +24,13 @@ from structprune.recipes.data import Data, beside
 from structprune.recipes.fields import did_you_mean
 from structprune.recipes.folder import RunFolder
 from structprune.recipes.recipe import Recipe
-from structprune.recipes.state import Network, weights_digest
+from structprune.recipes.state import Network
 from structprune.recipes.steps import Cutting, Train, kind_of
 from structprune.recipes.told import told
 from structprune.recipes.work import Work
 from structprune.rewriting import rewrite
 from structprune.storage import save
+from structprune.tensors import weights_digest
 
 __all__ = ["Progress", "RecipeResult", "run_recipe"]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from structprune.errors import StorageError
@@ -15,7 +13,7 @@ from structprune.history import History, Masks, fill, masked, model_state
 from structprune.masking import finalize
 from structprune.plan import PruningPlan
 
-__all__ = ["Network", "weights_digest"]
+__all__ = ["Network"]
 
 
 @dataclass
@@ -69,12 +67,3 @@ class Network:
         model = self.build()
         fill(model, state)
         return model
-
-
-def weights_digest(model: nn.Module) -> str:
-    """The sha256 (hex) of the names and bytes of all parameters and persistent buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -23,7 +23,7 @@ from structprune.refit.batches import readable_again
 from structprune.selectors import module_names
 from structprune.train.gradual.schedules import Schedule, step_budgets
 
-__all__ = ["BudgetCuts", "Cut", "Cuts", "MaskCuts"]
+__all__ = ["BudgetCuts", "Cut", "Cuts", "MaskCuts", "plain"]
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ class BudgetCuts(Cuts):
         criterion = criterion_name(self.options["criterion"])
         return {
             "budget": str(self.budget),
-            "criterion": criterion,
             "steps": [_limits(step) for step in steps],
+            **plain(self.options),
+            "criterion": criterion,
         }
 
     def make(self, model: nn.Module, step: int, remaining: Mapping[str, float]) -> Cut:
@@ -166,13 +167,26 @@ class MaskCuts(Cuts):
 
     def describe(self) -> dict[str, Any]:
         """The sparsity of each step."""
-        return {"sparsity": list(self.targets), "scope": self.options["scope"]}
+        return {"sparsity": list(self.targets), **plain(self.options)}
 
     def make(self, model: nn.Module, step: int, remaining: Mapping[str, float]) -> Cut:
         """A copy whose masks are extended to the step's sparsity."""
         masked = sparsify(model, self.targets[step], **self.options)
         weights = sum(target.parameter.numel() for target in all_targets(masked))
         return Cut(masked, None, {"sparsity": self.targets[step]}, {"params": nonzeros(masked) / weights})
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options as texts that are the same in every process: plain values as they are written, of all else the type."""
+    return {name: _plain(value) for name, value in options.items()}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(plain({str(key): each for key, each in value.items()}))
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    return repr(value) if value is None or isinstance(value, str | int | float) else type(value).__name__
 
 
 def _by_name(model: nn.Module, patterns: Patterns) -> list[Pattern]:

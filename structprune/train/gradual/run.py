@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from structprune.errors import InputError, StorageError
 from structprune.history import History, fill, model_state
 from structprune.plan import PruningPlan
 from structprune.replica import replica
-from structprune.tensors import fingerprint
+from structprune.tensors import fingerprint, weights_digest
 from structprune.train.evaluation import Metric, evaluate
-from structprune.train.gradual.cuts import Cuts
+from structprune.train.gradual.cuts import Cuts, plain
 from structprune.train.gradual.rounds import Rounds
 from structprune.train.hooks import Metrics
 from structprune.train.optimizer_state import cut_optimizer
@@ -134,6 +134,7 @@ class GradualRun:
     memory: Optimizer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        (self._weights,) = _agreed((weights_digest(self.cuts.first),))
         self.model = self.cuts.first
         self.metric_before = self.floor.measure(self.model)
         self._limit = self.floor.limit(self.metric_before)
@@ -185,13 +186,13 @@ class GradualRun:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken; raises InputError where that was in another run: of another network,
-        with other steps or epochs.
+        or the same with other weights, with other steps, epochs or floor, or on other numbers of examples.
         """
-        own = self._identity()
-        for name, value in own.items():
-            if state["of"].get(name) != value:
+        for name, own in self._identity().items():
+            found = state["of"].get(name)
+            if found != own:
                 raise InputError(
-                    f"the state is of a gradual run with another {name}: {state['of'].get(name)}, and {value} here"
+                    f"the state is of a gradual run with another {name}: {_difference(found, own)}"
                 )
         history = History.from_tree(state["history"])
         model = history.build(replica(self.cuts.first, {}))
@@ -225,12 +226,15 @@ class GradualRun:
         return True
 
     def _identity(self) -> dict[str, Any]:
-        rounds, network = self.rounds, fingerprint(self.cuts.first)
-        options = {name: repr(value) for name, value in vars(rounds.options).items() if not callable(value)}
+        rounds, floor = self.rounds, self.floor
+        options = plain({**vars(rounds.options), **rounds.more})
         return {
-            "network": network,
+            "network": fingerprint(self.cuts.first),
+            "network's weights": self._weights,
             "cut": self.cuts.describe(),
             "training": options | {"final": rounds.final, "rewind": rounds.rewind, "goes_on": rounds.goes_on},
+            "floor": {"floor": floor.least, "max_drop": floor.drop},
+            "number of examples": {"train_data": _length(rounds.data), "validation": _length(floor.data)},
         }
 
     def _remembered(self) -> dict[str, Any] | None:
@@ -244,6 +248,18 @@ class GradualRun:
 def _several() -> bool:
     """Whether this is one of several processes that train together."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _length(data: Dataset[Any] | None) -> int | None:
+    return len(data) if isinstance(data, Sized) else None
+
+
+def _difference(found: Any, own: Any) -> str:
+    """What two descriptions differ in; of two dicts, the entries that do."""
+    if isinstance(found, dict) and isinstance(own, dict):
+        names = [name for name in {**found, **own} if found.get(name) != own.get(name)]
+        return "; ".join(f"{name} {found.get(name)}, and {own.get(name)} here" for name in names)
+    return f"{found}, and {own} here"
 
 
 def _agreed(values: tuple[Any, ...]) -> tuple[Any, ...]:
