@@ -223,11 +223,12 @@ def _missed(budget: Budget, tried: Sequence[_Choice]) -> str:
     fastest = min(tried, key=lambda one: one.share)
     dense = fastest.dense.median_ms
     least = fastest.share * dense
+    samples = sorted(1e3 * fastest.dense.batch / ms for ms in (dense, least))
+    shares, times = sorted((fastest.share, 1.0)), sorted((least, dense))
     reach = {
-        "latency": f"between {fastest.share:.4g} and 1 of the dense network's latency",
-        "latency_ms": f"between {least:.4g} and {dense:.4g} ms",
-        "throughput": f"between {1e3 * fastest.dense.batch / dense:.4g} and "
-        f"{1e3 * fastest.dense.batch / least:.4g} samples per second",
+        "latency": f"between {shares[0]:.4g} and {shares[1]:.4g} of the dense network's latency",
+        "latency_ms": f"between {times[0]:.4g} and {times[1]:.4g} ms",
+        "throughput": f"between {samples[0]:.4g} and {samples[1]:.4g} samples per second",
     }
     asked = budget.time
     assert asked is not None

@@ -24,6 +24,8 @@ from structprune.outputs import Outputs
 from structprune.plan import PruningPlan
 from structprune.refit import RefitReport, readable_again, refit, steps_of, transfer
 from structprune.rewriting import rewrite
+from structprune.runtime_settings import Runtime
+from structprune.runtimes import require_known
 from structprune.select import select
 from structprune.selection.contract import Prices
 from structprune.selectors import module_names
@@ -183,6 +185,7 @@ def prune(
     """
     if not isinstance(budget, Budget):
         raise InputError(f"budget is {budget!r}; write for example Budget(macs=0.5)")
+    require_known(Runtime.of(budget.runtime))
     if rewrite and inplace:
         raise InputError("rewrite=True makes a new module: it cannot be pruned in place")
     example_inputs = normalize_inputs(example_inputs)

@@ -71,6 +71,9 @@ def run_traced(
     ``outputs`` is the part of the forward's result that counts.
     """
     args, kwargs = normalize_inputs(example_inputs)
+    sizes = [tuple(tensor.shape) for tensor in tensors_in((args, kwargs)) if tensor.ndim]
+    if sizes and all(shape[0] == 0 for shape in sizes):
+        raise InputError(f"no samples in the example input: its shape is {list(sizes[0])}; give at least one")
     if tracer is not None:
         run = _run(model, args, kwargs, tracer, outputs)
         return _reach(model, args, kwargs, run, outputs) if type(tracer) is Tracer else run
@@ -132,13 +135,14 @@ def _reach(model: nn.Module, args: Any, kwargs: Any, run: Run, outputs: Outputs)
 def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outputs) -> Run:
     replace, admit, mode = SUBSTITUTES[tracer.kind]()
     context = tracer.context
-    clone, tensors = structural_clone(model, replace, context.ledger)
+    with torch.inference_mode(False):  # operations on tensors that were made in it are not taken apart
+        clone, tensors = structural_clone(model, replace, context.ledger)
+        args, kwargs = map_tensors((args, kwargs), admit)
     named = tracer.named
     if named is None:
         named = {name: tuple(axes.atom(size) for size in tensor.shape) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         context.dims[tensor] = named[name]
-    args, kwargs = map_tensors((args, kwargs), admit)
     for tensor in tensors_in((args, kwargs)):
         context.dims[tensor] = tuple(Const(size, INPUT) for size in tensor.shape)
         context.live[tensor] = 0

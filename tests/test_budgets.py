@@ -286,3 +286,13 @@ def test_a_throughput_is_reached(batch: int) -> None:
     result = sp.prune(mlp(), example, sp.Budget(throughput=asked, runtime="toy"))
     reached = 1e3 * batch / milliseconds(result.model)
     assert asked <= reached <= asked / 0.97
+
+
+def test_an_unknown_runtime_is_refused_before_any_work() -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the network was run")
+
+    net = torch.nn.Linear(2, 2)
+    net.register_forward_pre_hook(never)
+    with pytest.raises(sp.InputError, match="runtime='nope' is not known; the names are"):
+        sp.prune(net, torch.zeros(1, 2), sp.Budget(latency=0.5, runtime="nope"))

@@ -386,6 +386,12 @@ def test_an_option_without_effect_is_refused(
     assert needs in said
 
 
+def test_no_busiest_group_is_none_to_ask_for(models: str) -> None:
+    result = call("staircase", f"{models}:mlp", "-i", "1x6", "--top", "0")
+    assert result.exit_code == ExitCode.USAGE
+    assert "--top" in result.stderr
+
+
 def test_without_rows_of_their_own_all_heads_keep_the_same(models: str) -> None:
     def rows(*more: str) -> set[int]:
         asked = ("prune", f"{models}:grouped", "-i", "1x2x4x4", "--channels", "0.5", "--out", "g", "--json")

@@ -199,6 +199,34 @@ def test_inference_mode_changes_nothing() -> None:
     assert result.model[0].out_features == 4
 
 
+def test_inference_mode_leaves_the_same_groups_free() -> None:
+    def made() -> nn.Module:
+        layers = (
+            nn.Conv2d(1, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3),
+            nn.Flatten(),
+            nn.Linear(128, 4),
+        )
+        return nn.Sequential(*layers)
+
+    wanted = [(group.name, group.frozen) for group in sp.trace(made(), torch.zeros(2, 1, 8, 8)).groups]
+    outside = made()
+    with torch.inference_mode():
+        for net in (outside, made()):
+            graph = sp.trace(net, torch.zeros(2, 1, 8, 8))
+            assert [group.name for group in graph.groups] == [name for name, _ in wanted]
+            assert [group.frozen is None for group in graph.groups] == [
+                frozen is None for _, frozen in wanted
+            ]
+
+
+def test_an_example_without_samples_is_refused() -> None:
+    with pytest.raises(sp.InputError, match=r"no samples in the example input: its shape is \[0, 4\]"):
+        sp.trace(nn.Linear(4, 2), torch.zeros(0, 4))
+
+
 def test_cached_functions_of_sizes_keep_no_traced_ones() -> None:
     net = nn.Sequential(nn.Linear(6, 16), architectures_odd.Remembered(16, 4), nn.Linear(16, 3)).eval()
     net(torch.zeros(2, 6, 6))

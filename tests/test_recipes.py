@@ -123,6 +123,8 @@ class TestReading:
             ("lr: 0.05", "lr: fast", r":6: steps\[0\]\.lr: .*valid number.*\(got 'fast'\)"),
             ("adamw", "adamv", r":12: steps\[2\]: optimizer='adamv' is unknown"),
             ("taylor", "tailor", r":9: steps\[1\]\.criterion: unknown criterion 'tailor'; did you mean 'taylor'\?"),
+            ("    data: {batches: 2, batch_size: 16}\n    calibration: {share: 0.5}\n", "",
+             r":7: steps\[1\]: criterion 'taylor' is worked out on data"),
             ("share: 0.5", "share: 0.5, batches: 1", r":11: steps\[1\]\.calibration: give one of batches and share"),
             ("version: 1", "version: 2", r":1: version: Input should be 1 \(got 2\)"),
             ("model: nets.py:small\n", "", r"recipe\.yaml: model: this key is missing"),
@@ -357,6 +359,17 @@ class TestRefused:
         with pytest.raises(sp.InputError, match=r"steps has 7 entries, the folder's 8"):
             sp.run_recipe(changed("  - {step: evaluate}\n", ""), "out")
 
+    def test_steps_that_have_not_begun_may_be_corrected(self, folder: Path) -> None:
+        self.interrupted(folder)
+        right = changed("macs: 0.35", "macs: 0.4")
+        begun = changed("epochs: 1, lr: 0.01}\n  - {step: prune", "epochs: 1, lr: 0.02}\n  - {step: prune")
+        with pytest.raises(sp.InputError, match=r"steps\[4\]\.lr is 0\.02, .* the 5 steps that have begun"):
+            sp.run_recipe(begun, "out")
+        result = sp.run_recipe(right, "out")
+        assert result.resumed == 4
+        assert result.weights == sp.run_recipe(right, "alone").weights
+        assert json.loads((folder / "out" / "recipe.json").read_text()) == right.model_dump(mode="json")
+
     def test_a_folder_of_something_else_is_left_alone(self, folder: Path) -> None:
         (folder / "out").mkdir()
         (folder / "out" / "thesis.tex").touch()
@@ -413,6 +426,17 @@ class TestRefused:
                 "epochs: 1, lr: 0.01}",
                 "epochs: 1, lr: 0.01, distillation: {features: ['44']}}",
                 r"steps\[4\]\.distillation\.features: the network has no layer '44'; did you mean '4'\?",
+            ),
+            ("2x6", "2x7", r"recipe\.yaml:3: input: the network's forward failed .*2x7 and 6x16"),
+            (
+                "step: evaluate",
+                "step: measure, runtime: onnxrt",
+                r"recipe\.yaml:17: steps\[7\]\.runtime: runtime='onnxrt' is not known; the names are .*torch",
+            ),
+            (
+                "macs: 0.35",
+                "latency: 0.35, runtime: onnxrt",
+                r"recipe\.yaml:15: steps\[5\]\.budget\.runtime: runtime='onnxrt' is not known",
             ),
             ("nets.py:points", "nets.py:nothing", "expected .training set, test set."),
             ("data: {batches", "loss: nets.py:los\n    data: {batches", "has no 'los'"),

@@ -15,7 +15,17 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from structprune.errors import InputError
-from structprune.train import EarlyStopping, Hook, JsonLines, ProgressBar, Run, finetune
+from structprune.train import (
+    Cubic,
+    EarlyStopping,
+    Hook,
+    JsonLines,
+    ProgressBar,
+    Run,
+    TrainOptions,
+    finetune,
+    sparsify_gradually,
+)
 
 
 def data() -> TensorDataset:
@@ -160,16 +170,27 @@ class TestJsonLines:
 
     def test_a_path_that_cannot_be_written_is_refused_before_the_first_step(self, tmp_path: Path) -> None:
         steps: list[int] = []
+        (tmp_path / "file").touch()
         with pytest.raises(InputError, match="metrics cannot be written"):
             finetune(
                 net(),
                 data(),
                 epochs=1,
                 lr=0.1,
-                hooks=[JsonLines(tmp_path / "no" / "log")],
+                hooks=[JsonLines(tmp_path / "file" / "log")],
                 progress=lambda step, of: steps.append(step),
             )
         assert steps == []
+
+    def test_a_missing_folder_is_made_and_lines_of_a_gradual_run_name_its_step(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "folder" / "log.jsonl"
+        options = TrainOptions(epochs=2, lr=0.1)
+        for _ in range(2):  # the hook belongs to all the steps of a run, and to what comes after it
+            hook = JsonLines(path)
+            sparsify_gradually(net(), 0.5, data(), options, schedule=Cubic(2), hooks=[hook])
+            finetune(net(), data(), epochs=1, lr=0.1, hooks=[hook])
+        steps = [json.loads(line).get("gradual_step") for line in path.read_text().splitlines()]
+        assert steps == [1, 1, 2, 2, None] * 2
 
 
 class TestProgressBar:

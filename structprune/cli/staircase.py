@@ -49,8 +49,13 @@ def staircase(
         ),
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", min=0, help="Without --group: measure this many of the busiest groups.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--top",
+            min=1,
+            help="Without --group: measure this many of the busiest groups. Default: list them only.",
+        ),
+    ] = None,
     measurements: Annotated[
         int, typer.Option("--measurements", help="The most profiles that are taken of one group.")
     ] = 160,
@@ -74,14 +79,15 @@ def staircase(
     """
     with session(as_json, debug) as out:
         require_effect(context, not groups, "no --group: it measures the busiest ones", "top")
-        measured = bool(groups or top)
+        first = top or 0
+        measured = bool(groups or first)
         require_effect(
             context, measured, "a group: name a --group, or ask for --top 3", "measurements", "plot"
         )
         if plot is not None:
             require_plots(plot)
         on = sp.Runtime(runtime, threads, batch, dtype, provider_options(options))
-        with out.steps(1 + len(groups or ()) + (top + 1) * (not groups)) as step:
+        with out.steps(1 + len(groups or ()) + (first + 1) * (not groups)) as step:
             step("building the model")
             example = sp.parse_inputs(inputs, seed)
             network = build_model(model, folder, seed, example if rewrite else None)
@@ -91,7 +97,7 @@ def staircase(
                 times = busiest(sp.forecast_latency(network, example, runtime=on, progress=step.part))
                 if not times:
                     raise sp.InputError("no group of this model is free: `structprune inspect` says why")
-            chosen = groups or list(times)[:top]
+            chosen = groups or list(times)[:first]
             found = [_found(network, example, name, on, measurements, step) for name in chosen]
         if not groups:
             out.show("the kernels that each group governs, of those that are free", _by_latency(times))

@@ -38,8 +38,9 @@ class RunFolder:
     def opened(self, recipe: Recipe) -> Iterator[None]:
         """Inside, the folder is this process's, and this recipe's.
 
-        Raises InputError where another process has it, where it holds another recipe, which is told field by field, or
-        files that are of no run.
+        A recipe that differs from the folder's only in steps that have not begun takes its place. Raises InputError
+        where another process has the folder, where what has run was of another recipe, which is told field by field, or
+        where it holds files that are of no run.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -99,17 +100,33 @@ class RunFolder:
         own = self.path / RECIPE
         if own.is_file():
             before = Recipe.load(own)
-            changed = _differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
+            was, given = before.model_dump(mode="json"), recipe.model_dump(mode="json")
+            if was == given:
+                return
+            begun = self._begun()
+            changed = _differences(_first(was, begun), _first(given, begun)) if begun else []
             if changed:
                 raise InputError(
-                    f"{self.path} holds a run of another recipe: {'; '.join(changed[:5])}. Name another folder for the "
-                    "new recipe, or remove this one"
+                    f"{self.path} holds a run of another recipe: {'; '.join(changed[:5])}. What follows the {begun} "
+                    "steps that have begun may be changed. Name another folder for the new recipe, or remove this one"
                 )
+            _write_text(own, recipe.to_json())
             return
         others = [p.name for p in self.path.iterdir() if p.name != LOCK and not p.name.endswith(".new")]
         if others:
             raise InputError(f"{self.path} holds {others[0]} and no run of a recipe: name a new folder")
         _write_text(own, recipe.to_json())
+
+    def _begun(self) -> int:
+        """The number of steps that are done, and of the one that left a state on its way."""
+        state = self.newest()
+        self.notes.clear()  # whoever takes up the run reads it again
+        done, under_way = (0, False) if state is None else (int(state["step"]), state["run"] is not None)
+        return done + (under_way or self.gradual(done).exists())
+
+    def gradual(self, step: int) -> Path:
+        """Where a gradual step, by its index, keeps how far it is."""
+        return self.path / f"gradual-{step + 1}.safetensors"
 
     def _state(self, number: int) -> Path:
         return self.path / f"state-{number:06d}.safetensors"
@@ -126,6 +143,11 @@ def _write_text(path: Path, text: str) -> None:
         os.replace(staged, path)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from error
+
+
+def _first(recipe: dict[str, Any], steps: int) -> dict[str, Any]:
+    """What the first steps follow from."""
+    return {**recipe, "steps": recipe["steps"][:steps]}
 
 
 def _differences(before: Any, now: Any, place: str = "") -> list[str]:

@@ -21,11 +21,22 @@ _MOST = 5  # errors that are told at once
 
 @dataclass(frozen=True)
 class Document:
-    """Plain data, the name of where it is from, and the lines of its parts where they are known."""
+    """Plain data, the name of where it is from, and the lines of its parts where they are known.
 
-    content: Any
-    name: str
-    lines: Mapping[Place, int] = field(default_factory=dict)
+    All are equal: what is made of one does not differ by where it was written.
+    """
+
+    content: Any = field(compare=False)
+    name: str = field(compare=False)
+    lines: Mapping[Place, int] = field(default_factory=dict, compare=False)
+
+    def at(self, *place: str | int) -> str:
+        """The file, the line where it is known, and the place, as messages begin."""
+        known = (self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines)
+        line = next(known, None)
+        where = self.name if line is None else f"{self.name}:{line}"
+        spelled = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
+        return f"{where}: {spelled}" if spelled else where
 
 
 def read(text: str, name: str, as_json: bool = False) -> Document:
@@ -52,13 +63,7 @@ def explained(error: ValidationError, document: Document) -> str:
 
 
 def _told(error: Any, document: Document) -> str:
-    place = _place(error, document.content)
-    line = next(
-        (document.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in document.lines), None
-    )
-    where = document.name if line is None else f"{document.name}:{line}"
-    spelled = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
-    return f"{where}: {spelled}: {_message(error)}" if spelled else f"{where}: {_message(error)}"
+    return f"{document.at(*_place(error, document.content))}: {_message(error)}"
 
 
 def _message(error: Any) -> str:

@@ -58,6 +58,7 @@ class Recipe(Strict):
     seed: int = 0
     steps: Annotated[list[Step], Field(min_length=1)]
     _base: Path = PrivateAttr(default_factory=Path)
+    _document: Document = PrivateAttr(default_factory=lambda: Document(None, "recipe"))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Recipe:
@@ -82,13 +83,17 @@ class Recipe(Strict):
             recipe = Recipe.model_validate(given.content)
         except ValidationError as error:
             raise InputError(explained(error, given)) from None
-        recipe._base = base
+        recipe._base, recipe._document = base, given
         return recipe
 
     @property
     def base(self) -> Path:
         """The folder beside which files are looked for."""
         return self._base
+
+    def at(self, *place: str | int) -> str:
+        """The file, the line and the place, with which a message about a part of the recipe begins."""
+        return self._document.at(*place)
 
     def to_json(self) -> str:
         """The recipe as JSON with all that was left out filled in."""

@@ -17,7 +17,8 @@ from structprune.arguments import typed
 from structprune.assembly import trace
 from structprune.by_name import lookup, model_factory
 from structprune.errors import InputError
-from structprune.inputs import parse_inputs
+from structprune.inputs import normalize_inputs, parse_inputs
+from structprune.observe import Twin
 from structprune.plan import PruningPlan
 from structprune.randomness import seeded
 from structprune.recipes.data import Data, beside
@@ -25,10 +26,12 @@ from structprune.recipes.fields import did_you_mean
 from structprune.recipes.folder import RunFolder
 from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network
-from structprune.recipes.steps import Cutting, Train, kind_of
+from structprune.recipes.steps import Cutting, Measure, Train, kind_of
 from structprune.recipes.told import told
 from structprune.recipes.work import Work
 from structprune.rewriting import rewrite
+from structprune.runtime_settings import Runtime
+from structprune.runtimes import require_known
 from structprune.storage import save
 from structprune.tensors import weights_digest
 
@@ -116,14 +119,41 @@ def _prepared(recipe: Recipe, folder: RunFolder) -> Work:
     with seeded(recipe.seed):
         if recipe.data is not None:
             data = Data(*recipe.data.load(recipe.base), recipe.validation, recipe.seed)
+        _require_fitting(recipe, network.model, example)
         for number, step in enumerate(recipe.steps):
-            if isinstance(step, Cutting) and step.loss is not None:
-                lookup(beside(step.loss, recipe.base), "loss")
-            if isinstance(step, Train) and step.distillation is not None:
-                _require_layers(
-                    network.model, step.distillation.layers, f"steps[{number}].distillation.features"
-                )
+            _require_named(recipe, network.model, number, step)
     return Work(recipe, network, folder, example, data, lambda done, total: None)
+
+
+def _require_fitting(recipe: Recipe, model: nn.Module, example: Any) -> None:
+    args, kwargs = normalize_inputs(example)
+    try:
+        Twin(model).run(*args, **kwargs)
+    except Exception as error:
+        raise InputError(
+            f"{recipe.at('input')}: the network's forward failed on inputs of these sizes: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _require_named(recipe: Recipe, model: nn.Module, number: int, step: Any) -> None:
+    """Raises InputError where a step names what there is not; what the recipe's own files register is there by now."""
+    if isinstance(step, Cutting):
+        _require_runtime(step.budget.make().runtime, recipe.at("steps", number, "budget", "runtime"))
+        if step.loss is not None:
+            lookup(beside(step.loss, recipe.base), "loss")
+    if isinstance(step, Measure):
+        _require_runtime(step.on(), recipe.at("steps", number, "runtime"))
+    if isinstance(step, Train) and step.distillation is not None:
+        place = recipe.at("steps", number, "distillation", "features")
+        _require_layers(model, step.distillation.layers, place)
+
+
+def _require_runtime(runtime: Runtime, place: str) -> None:
+    try:
+        require_known(runtime)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
 
 
 def _require_layers(model: nn.Module, layers: Iterable[str], place: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from structprune.budget import Budget
-from structprune.importance import CRITERIA
+from structprune.importance import CRITERIA, needs_of
 from structprune.plan import PruningPlan
 from structprune.recipes.data import Samples
 from structprune.recipes.fields import Derived, Strict, derived, did_you_mean
@@ -177,6 +177,14 @@ class Cutting(Strict):
         if name not in CRITERIA:
             raise ValueError(f"unknown criterion {name!r}; {did_you_mean(name, CRITERIA)}")
         return name
+
+    @model_validator(mode="after")
+    def _has_data(self) -> Cutting:
+        if self.data is None and self.calibration is None and needs_of(CRITERIA[self.criterion]) is not None:
+            raise ValueError(
+                f"criterion {self.criterion!r} is worked out on data: say data: {{batches: 8}}, or calibration:"
+            )
+        return self
 
 
 class Prune(Cutting):

@@ -134,7 +134,7 @@ class Work:
             final_epochs=step.final_epochs,
             rewind=step.rewind,
             pruning=self._pruning(step),
-            checkpoint=self.folder.path / f"gradual-{network.step + 1}.safetensors",
+            checkpoint=self.folder.gradual(network.step),
         )
         network.model, network.plans = result.model, (*network.plans, *result.plans)
         return {"reached": result.reached, "cuts": [asdict(each) for each in result.steps]}

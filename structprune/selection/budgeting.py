@@ -159,7 +159,7 @@ class Task:
 
     def _range(self, demand: Demand, lowest: float) -> str:
         """What can be reached of one quantity, in the unit that it was asked for in."""
-        highest = demand.share(self._sizes())
+        lowest, highest = sorted((lowest, demand.share(self._sizes())))
         asked = self.budget.time
         if asked is None or asked.quantity != demand.quantity or asked.quantity == "latency":
             whose = "original" if asked is None or asked.quantity != demand.quantity else "given network"

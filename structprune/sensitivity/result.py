@@ -171,8 +171,8 @@ class Sensitivity:
     def _require_scores(self, curve: Curve, name: str, scores: NDArray[np.float64]) -> None:
         marked, present = curve.marks[curve.groups.index(name)], mark_of(scores)
         if not np.allclose(present, marked, rtol=_CLOSE, atol=1e-12):
+            by = f" (by {self.criterion})" if self.criterion else ""
             raise InputError(
-                f"the sensitivity is stale: group {name!r} has other scores now than when it was measured (by "
-                f"{self.criterion or 'a criterion of your own'}). Score by the same criterion and weights, or measure "
-                "it anew"
+                f"the sensitivity is stale: group {name!r} has other scores now than when it was measured{by}. "
+                "Score by the same criterion and weights, or measure it anew"
             )

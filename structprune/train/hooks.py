@@ -30,7 +30,8 @@ class Run:
 
     `model` is the user's own module, whatever accelerate wrapped around it, and `optimizer` torch's own.
     `epoch` is the number of the one under way, from 1; `step` counts the optimiser steps that are done, of
-    `steps` in all. `history` holds the metrics of each epoch that is done.
+    `steps` in all. `history` holds the metrics of each epoch that is done. `gradual_step` is the number of the step
+    whose training it is, from 1, where pruning goes in steps.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Run:
     step: int = 0
     stopped: bool = False
     history: list[Metrics] = field(default_factory=list)
+    gradual_step: int | None = None
     _last: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     @property

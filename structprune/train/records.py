@@ -23,7 +23,8 @@ class JsonLines(Hook):
 
     What is not finite becomes null. The first of several processes writes. A run that is continued from its state takes
     back the lines that were written after that state, so every epoch is there once. Hooks before this one may add to
-    the metrics. Raises `InputError`, before the first epoch, where the file cannot be written.
+    the metrics. Lines of a gradual run name the `gradual_step`, from 1. A missing folder is made. Raises `InputError`,
+    before the first epoch, where the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -36,6 +37,8 @@ class JsonLines(Hook):
     def after_epoch(self, run: Run, metrics: Metrics) -> None:
         if run.main:
             told = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            if run.gradual_step is not None:
+                told = {"gradual_step": run.gradual_step, **told}
             self._append(json.dumps(told, allow_nan=False) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,6 +50,7 @@ class JsonLines(Hook):
 
     def _append(self, text: str) -> None:
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()

@@ -89,7 +89,7 @@ class Rounds:
         """Trains the model in place; `memory` is an optimiser of its parameters, whose state is the state to begin
         with. Returns the metrics of each epoch, and the optimiser as it was left.
         """
-        keeper, options = _Memory(memory), self.options_of(number)
+        keeper, options = _Memory(memory, number), self.options_of(number)
         chosen = {each.name: getattr(options, each.name) for each in fields(options)}
         hooks = self.hooks(model) if callable(self.hooks) else self.hooks
         log = finetune(model, self.data, hooks=(keeper, *hooks), **chosen, **self.more)
@@ -124,10 +124,11 @@ def part_of_schedule(
 class _Memory(Hook):
     """Gives a training what an earlier optimiser remembers of the same parameters, and holds on to its own."""
 
-    def __init__(self, optimizer: Optimizer | None) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: Optimizer | None, number: int) -> None:
+        self.optimizer, self.number = optimizer, number
 
     def on_start(self, run: Run) -> None:
+        run.gradual_step = self.number + 1
         if self.optimizer is not None:
             _remember(run.optimizer, self.optimizer.state.get)
         self.optimizer = run.optimizer
