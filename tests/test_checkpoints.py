@@ -212,3 +212,9 @@ class TestRefused:
             load_checkpoint(tmp_path / "a")
         with pytest.raises(StorageError, match="is missing"):
             load_checkpoint(tmp_path / "b")
+
+    def test_an_optimizer_of_another_class(self, tmp_path: Path) -> None:
+        model = build()
+        save_checkpoint(tmp_path / "c", model, optimizer=optimizer_of(model, "adamw"))
+        with pytest.raises(InputError, match="has the state of AdamW, not of SGD"):
+            load_checkpoint(tmp_path / "c").restore(model, optimizer_of(model, "sgd"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import structprune as sp
 from structprune.errors import BudgetError, InputError, StorageError
@@ -33,6 +33,7 @@ from structprune.train import (
     sparsify_gradually,
 )
 from structprune.train.gradual.rounds import learning_rates
+from structprune.train.gradual.run import Floor
 from structprune.train.gradual.schedules import step_budgets
 from structprune.train.optimizers import build_optimizer
 from tests.toy_runtime import EXAMPLE as TOY_EXAMPLE
@@ -544,3 +545,27 @@ class TestMasks:
         assert bool((model[0].weight != 0).all())
         with pytest.raises(InputError, match="sparsity="):
             sparsify_gradually(net(), 1.0, points(), OPTIONS)
+
+
+@pytest.mark.parametrize("floor", [95.0, -0.1, math.nan])
+def test_a_floor_that_no_accuracy_has_is_refused(floor: float) -> None:
+    with pytest.raises(InputError, match=f"floor={floor}"):
+        Floor(points(), least=floor)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 1.5}, {"lr": "x"}, {"seed": None}])
+def test_options_of_a_wrong_type_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))}=.*must be a"):
+        TrainOptions(**{"epochs": 1, "lr": 0.1, **wrong})
+
+
+def test_a_share_that_is_a_text_is_refused() -> None:
+    with pytest.raises(InputError, match="share='a'"):
+        Iterative("a")  # type: ignore[arg-type]
+
+
+def test_a_loader_is_no_data_set_and_one_hook_is_enough() -> None:
+    with pytest.raises(InputError, match="got DataLoader"):
+        finetune(net(), DataLoader(points()), epochs=1, lr=0.1)  # type: ignore[arg-type]
+    rates = Rates()
+    finetune(net(), points(), epochs=1, lr=0.1, hooks=rates)

@@ -244,3 +244,19 @@ class TestState:
             states.append(session.state_dict())
         with pytest.raises(InputError, match="was cut otherwise"):
             session.load_state_dict(states[0])
+
+
+def test_a_session_that_is_not_entered_is_refused_where_it_has_hooks() -> None:
+    model = net()
+    session = Session(model, adam(model), hooks=[Hook()])
+    with pytest.raises(InputError, match="with Session"):
+        next(session.epochs(1))
+    with session:
+        assert len(train(session, 1)) == 1
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    with pytest.raises(InputError, match="no parameter of the model"):
+        Session(net(), adam(net()))
+    with pytest.raises(InputError, match="optimizer is a int"):
+        Session(net(), 4)  # type: ignore[arg-type]

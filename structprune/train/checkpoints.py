@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from structprune.archive import read_archive, write_archive
 from structprune.arguments import typed
-from structprune.errors import StorageError
+from structprune.errors import InputError, StorageError
 from structprune.history import History, fill, model_state
 from structprune.plan import PruningPlan
 from structprune.randomness import random_state, set_random_state
@@ -61,6 +61,7 @@ def save_checkpoint(
         "history": history.to_tree(),
         "model": model_state(model),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "kind": None if optimizer is None else type(optimizer).__name__,
         "parameters": None if optimizer is None else _parameters(model, optimizer),
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "random": random_state(),
@@ -100,13 +101,16 @@ class TrainingCheckpoint:
 
         Raises StorageError, with nothing changed, where the model has other shapes (so the one that was never pruned is
         refused: `build` makes the right one), where the optimizer was made for other parameters, and for a part that
-        was not saved.
+        was not saved; InputError for an optimizer of another class.
         """
         for name in ("optimizer",) if optimizer is not None and self._content["optimizer"] is None else ():
             raise StorageError(f"{self.path} was saved without {name}=")
         if unknown := sorted(parts.keys() - self._content["parts"].keys()):
             raise StorageError(f"{self.path} was saved without {unknown[0]}=")
         if optimizer is not None:
+            kind, saved = type(optimizer).__name__, self._content.get("kind")
+            if saved is not None and kind != saved:
+                raise InputError(f"{self.path} has the state of {saved}, not of {kind}: give it a {saved}")
             self._require_parameters(model, optimizer)
         self._fill(model)
         if optimizer is not None:

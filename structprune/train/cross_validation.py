@@ -75,6 +75,8 @@ def cross_validate(
         raise InputError("give thresholds= or budgets=, at least one and not both")
     if not strengths or len(set(strengths)) < len(strengths):
         raise InputError(f"{strengths=}: expected at least one, each once")
+    if wrong := [threshold for threshold in thresholds if not 0 <= threshold < float("inf")]:
+        raise InputError(f"thresholds: {wrong[0]} is not a finite number of 0 or more")
     graph = trace(model, example_inputs)
     work = _Work(
         model, data, graph, penalty, criterion, cut or {}, metric, epochs_after, {**training, "seed": seed}

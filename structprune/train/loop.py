@@ -50,7 +50,7 @@ def finetune(
     validation: Dataset[Any] | None = None,
     metric: Metric | None = None,
     distillation: Distillation | nn.Module | None = None,
-    hooks: Sequence[Hook] = (),
+    hooks: Hook | Sequence[Hook] = (),
     progress: Callable[[int, int], None] | None = None,
     accelerator: Accelerator | None = None,
 ) -> list[Metrics]:
@@ -90,6 +90,7 @@ def finetune(
         raise InputError("metric= needs validation=, the data to measure on")
     if isinstance(distillation, nn.Module):
         distillation = Distillation(distillation)
+    hooks = (hooks,) if isinstance(hooks, Hook) else hooks
     hooks = (*hooks,) if distillation is None else (distillation, *hooks)
     accelerator = accelerator or default_accelerator()
     require_whole(accelerator)

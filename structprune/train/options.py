@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TypeAlias
 
 from torch import nn
@@ -40,6 +41,10 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed"):
+            _need(_is_a(Integral, getattr(self, name)), name, getattr(self, name), "an integer")
+        for name in ("lr", "momentum", "weight_decay", "label_smoothing"):
+            _need(_is_a(Real, getattr(self, name)), name, getattr(self, name), "a number")
         if not callable(self.optimizer) and self.optimizer not in OPTIMIZERS:
             raise InputError(
                 f"optimizer={self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}"
@@ -52,6 +57,10 @@ class TrainOptions:
         _need(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         _need(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _need(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
+
+
+def _is_a(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _need(holds: bool, name: str, value: object, allowed: str) -> None:

@@ -17,6 +17,7 @@ from structprune.pipeline import PruneResult, prune
 from structprune.plan import PruningPlan, plans_from_json, plans_to_json
 from structprune.refit import transfer
 from structprune.surgery import apply_plan
+from structprune.tensors import require_module
 from structprune.train.hooks import Hook, Metrics, Run
 from structprune.train.optimizer_state import cut_optimizer
 
@@ -58,7 +59,8 @@ class Session:
         steps: int = 0,
         accelerator: Accelerator | None = None,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        _require_pair(model, optimizer)
+        self.model, self.optimizer, self._entered = model, optimizer, False
         self.plans: tuple[PruningPlan, ...] = ()
         self.run = Run(model, optimizer, steps, accelerator, schedule, hooks=tuple(hooks))
         self._metrics: Metrics = {}
@@ -72,6 +74,7 @@ class Session:
         except BaseException:
             self.run.close()
             raise
+        self._entered = True
         return self
 
     def __exit__(
@@ -82,6 +85,10 @@ class Session:
                 hook.on_end(self.run)
         finally:
             self.run.close()
+
+    def _require_entered(self) -> None:
+        if self.run.hooks and not self._entered:
+            raise InputError("the session's hooks only run inside it: with Session(...) as session: ...")
 
     def _before(self, *_: Any) -> None:
         for hook in self.run.hooks:
@@ -97,6 +104,7 @@ class Session:
 
         Where the body of the loop is through, the epoch counts as done: its metrics are those given to `log`.
         """
+        self._require_entered()
         run = self.run
         while run.epoch < count and not run.stopped:
             run.epoch += 1
@@ -113,6 +121,7 @@ class Session:
 
     def loss(self, loss: Tensor, inputs: Any, output: Any, targets: Any = None) -> Tensor:
         """The loss with what the hooks make of it (`on_loss`): call it before `backward()` to train by distillation."""
+        self._require_entered()
         for hook in self.run.hooks:
             loss = hook.on_loss(self.run, loss, inputs, output, targets)
         return loss
@@ -158,3 +167,15 @@ class Session:
         for plan in plans[len(self.plans) :]:
             self._cut(plan, apply_plan(self.model, plan))
         self.run.load_state_dict(state)
+
+
+def _require_pair(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raises InputError for what is no model, no optimiser, or an optimiser of another model's parameters."""
+    require_module(model)
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise InputError(
+            "the optimizer holds no parameter of the model: make it of the parameters of this one"
+        )

@@ -52,8 +52,8 @@ def zero_plan(
 
     Raises InputError for a bad argument, and where nothing can be scored.
     """
-    if not math.isfinite(threshold):
-        raise InputError(f"{threshold=}: expected a finite number")
+    if not 0 <= threshold < math.inf:
+        raise InputError(f"{threshold=}: expected a finite number of 0 or more")
     if normalize not in ("mean", "none"):
         raise InputError(f"normalize must be 'mean' or 'none', got {normalize!r}")
     bounds = Constraints(multiple_of, min_channels, max_pruned, _listed(keep), _listed(only))

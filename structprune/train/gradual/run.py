@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass, field
@@ -90,8 +91,15 @@ class Floor:
     def __post_init__(self) -> None:
         if self.data is None and (self.least, self.drop, self.metric) != (None, None, None):
             raise InputError("floor=, max_drop= and metric= need validation=, the data to measure on")
-        if self.drop is not None and self.drop < 0:
+        if self.least is not None and not (math.isfinite(self.least) and self._possible(self.least)):
+            raise InputError(
+                f"floor={self.least!r}: must be a finite number, and a share of 1 where it is of accuracy"
+            )
+        if self.drop is not None and not 0 <= self.drop < math.inf:
             raise InputError(f"max_drop={self.drop!r}: must be 0 or more")
+
+    def _possible(self, least: float) -> bool:
+        return self.metric is not None or 0 <= least <= 1
 
     def measure(self, model: nn.Module) -> float | None:
         """The metric, or None where there is no data for it."""

@@ -67,7 +67,7 @@ class Iterative(Schedule):
     def __post_init__(self) -> None:
         if self.share is not None and self.steps is not None:
             raise InputError(f"Iterative takes share= or steps=, got {self.share} and {self.steps}")
-        if self.share is not None and not 0.001 <= self.share < 1:
+        if isinstance(self.share, str) or (self.share is not None and not 0.001 <= self.share < 1):
             raise InputError(
                 f"Iterative(share={self.share!r}): expected a part to remove, from 0.001 to below 1"
             )
