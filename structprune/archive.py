@@ -7,11 +7,12 @@ file is written beside the old one and renamed once the disk has it: whatever in
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 from structprune.errors import InputError, StorageError
 
-__all__ = ["distinct_memory", "read_archive", "sync", "write_archive"]
+__all__ = ["distinct_memory", "read_archive", "replaced", "sync", "write_archive", "write_text"]
 
 FORMAT = "structprune archive 1"
 _MARK = "$"  # a JSON object with one key that begins so stands for what JSON has not
@@ -33,20 +34,43 @@ def write_archive(path: str | os.PathLike[str], content: Any) -> None:
     Raises InputError, which names the place, for a value of any other type, StorageError where the file cannot be
     written; the old file is then as it was.
     """
-    target, tensors = Path(path), dict[str, torch.Tensor]()
+    tensors = dict[str, torch.Tensor]()
     text = json.dumps(_packed(content, (), tensors), separators=(",", ":"), allow_nan=False)
+    try:
+        with replaced(path) as staged:
+            dense = distinct_memory(tensors)
+            save_file(dense, staged, {"format": FORMAT, "content": text, "sha256": _digest(text, dense)})
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes the text, as UTF-8 with lines that end in a line feed, over what the file held; raises as `replaced`."""
+    with replaced(path) as staged:
+        staged.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Where to write a new file, which takes the place of `path` once the disk has it; a missing folder is made.
+
+    Whatever the block raises, the new file is removed and the old one as it was. Raises StorageError where the system
+    refuses.
+    """
+    target = Path(path)
     staged = target.with_name(f"{target.name}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        dense = distinct_memory(tensors)
-        metadata = {"format": FORMAT, "content": text, "sha256": _digest(text, dense)}
-        save_file(dense, staged, metadata)
+        yield staged
         sync(staged)
         os.replace(staged, target)
         sync(target.parent)
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        staged.unlink(missing_ok=True)
-        raise StorageError(f"{target} cannot be written: {error}") from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # not there, or below a file
+            staged.unlink()
+        if isinstance(error, OSError):
+            raise StorageError(f"{target} cannot be written: {error}") from error
+        raise
 
 
 def read_archive(path: str | os.PathLike[str]) -> Any:

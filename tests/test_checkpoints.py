@@ -112,6 +112,11 @@ class TestArchive:
         assert read_archive(path) == 1
         assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
 
+    def test_a_file_where_a_folder_has_to_be_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "taken").touch()
+        with pytest.raises(StorageError, match=r"a cannot be written: "):
+            write_archive(tmp_path / "taken" / "a", 1)
+
 
 class TestResume:
     @pytest.mark.parametrize("kind", ["sgd", "adamw"])

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from structprune.archive import read_archive, sync, write_archive
+from structprune.archive import read_archive, write_archive, write_text
 from structprune.errors import InputError, StorageError
 from structprune.recipes.recipe import Recipe
 
@@ -94,7 +94,7 @@ class RunFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes what is known so far, for people and programs to read."""
-        _write_text(self.path / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.path / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
     def _claim(self, recipe: Recipe) -> None:
         own = self.path / RECIPE
@@ -110,12 +110,12 @@ class RunFolder:
                     f"{self.path} holds a run of another recipe: {'; '.join(changed[:5])}. What follows the {begun} "
                     "steps that have begun may be changed. Name another folder for the new recipe, or remove this one"
                 )
-            _write_text(own, recipe.to_json())
+            write_text(own, recipe.to_json())
             return
         others = [p.name for p in self.path.iterdir() if p.name != LOCK and not p.name.endswith(".new")]
         if others:
             raise InputError(f"{self.path} holds {others[0]} and no run of a recipe: name a new folder")
-        _write_text(own, recipe.to_json())
+        write_text(own, recipe.to_json())
 
     def _begun(self) -> int:
         """The number of steps that are done, and of the one that left a state on its way."""
@@ -133,16 +133,6 @@ class RunFolder:
 
     def _states(self) -> dict[int, Path]:
         return {int(p.stem.partition("-")[2]): p for p in self.path.glob("state-[0-9]*.safetensors")}
-
-
-def _write_text(path: Path, text: str) -> None:
-    staged = path.with_name(f"{path.name}.new")
-    try:
-        staged.write_text(text, encoding="utf-8", newline="\n")
-        sync(staged)
-        os.replace(staged, path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
 
 
 def _first(recipe: dict[str, Any], steps: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from structprune.archive import sync
+from structprune.archive import write_text
 from structprune.errors import InputError, StorageError
 from structprune.plan import PruningPlan
 from structprune.selection.contract import GraphLike
@@ -90,17 +90,7 @@ class Sensitivity:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON, over what the file held; raises StorageError where that cannot be, the old file kept."""
-        target = Path(path)
-        staged = target.with_name(f"{target.name}.new")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(self.to_json(), encoding="utf-8", newline="\n")
-            sync(staged)
-            os.replace(staged, target)
-            sync(target.parent)
-        except OSError as error:
-            staged.unlink(missing_ok=True)
-            raise StorageError(f"{target} cannot be written: {error}") from error
+        write_text(path, self.to_json())
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Sensitivity:
