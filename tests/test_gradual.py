@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -18,6 +19,8 @@ import structprune as sp
 from structprune.errors import BudgetError, InputError, StorageError
 from structprune.train import (
     Cubic,
+    Distillation,
+    EarlyStopping,
     GradualResult,
     GradualStep,
     GroupLasso,
@@ -331,6 +334,26 @@ class TestTraining:
         )
         assert len(traced) == 2
         assert traced[0] > traced[1] == sp.count_params(result.model)
+
+    def test_features_of_the_dense_network_and_an_early_end_in_each_step(self) -> None:
+        hooks = [Distillation(net(), features=["0", "2"]), EarlyStopping(1, metric="loss", lower=True)]
+        options = TrainOptions(epochs=9, lr=0.4, batch_size=16, seed=3)
+        budgets = [sp.Budget(macs=math.sqrt(0.3)), sp.Budget(macs=0.3)]
+        result = prune_gradually(
+            net(), EXAMPLE, budgets[1], points(), options, schedule=Iterative(steps=2), hooks=hooks
+        )
+        model, plans = net(), list[sp.PruningPlan]()
+        for number, budget in enumerate(budgets):
+            cut = sp.prune(model, EXAMPLE, budget)
+            model, plans = cut.model, [*plans, cut.plan]
+            taught = Distillation(net(), features=["0", "2"], plan=plans)
+            own = arguments(dataclasses.replace(options, seed=3 + number))
+            log = finetune(
+                model, points(), hooks=[taught, EarlyStopping(1, metric="loss", lower=True)], **own
+            )
+            assert list(result.steps[number].history) == log
+        assert same(result.model, model)
+        assert any(len(step.history) < 9 for step in result.steps)
 
     def test_one_schedule_over_all_steps_with_more_epochs_at_the_end(self) -> None:
         rates = Rates()

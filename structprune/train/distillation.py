@@ -50,7 +50,8 @@ class Distillation(Hook):
     `features` are names of layers, blocks too. Their results shall be the teacher's: the mean over the layers of the
     squared error's sum, as a share of the teacher's own sum of squares. Where `plan` (several, if the network was
     pruned several times) cut a layer, its result is compared with the channels of the teacher's that were kept, so no
-    projection has to be learnt (FitNets, Romero et al. 2015, need one).
+    projection has to be learnt (FitNets, Romero et al. 2015, need one). `plan` leads to the network given; what is cut
+    of it while it trains, by `Session.prune` or in the steps of `prune_gradually`, comes to that by itself.
 
     Raises `InputError` for values out of range, and, once training starts, for layers that do not exist, give no
     tensor, or differ in shape; `PlanError` where `plan` does not lead from the teacher to the network.
@@ -80,7 +81,7 @@ class Distillation(Hook):
         self.plans = () if plan is None else (plan,) if isinstance(plan, PruningPlan) else tuple(plan)
         self._own = self._known = _Features(teacher, ())
         self._kept: Mapping[str, tuple[Index, ...]] = {}
-        self._lead = self.plans
+        self._lead: tuple[PruningPlan, ...] = self.plans
 
     def on_start(self, run: Run) -> None:
         if self.teacher is run.model:
@@ -89,7 +90,7 @@ class Distillation(Hook):
         places = [(tensor, tensor.device) for tensor in self.teacher.parameters()]
         run.at_exit(lambda: _give_back(self.teacher, flags, places))
         self._own, self._known = _Features(run.model, self.features, run), _Features(self.teacher, ())
-        self._lead, self._kept = self.plans, {}
+        self._lead, self._kept = (*self.plans, *run.plans), {}
         self.teacher.to(next(run.model.parameters()).device).eval()
 
     def before_step(self, run: Run, inputs: Any, targets: Any) -> None:

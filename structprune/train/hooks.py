@@ -30,8 +30,8 @@ class Run:
 
     `model` is the user's own module, whatever accelerate wrapped around it, and `optimizer` torch's own.
     `epoch` is the number of the one under way, from 1; `step` counts the optimiser steps that are done, of
-    `steps` in all. `history` holds the metrics of each epoch that is done. `gradual_step` is the number of the step
-    whose training it is, from 1, where pruning goes in steps.
+    `steps` in all. `history` holds the metrics of each epoch that is done. Where pruning goes in steps, `gradual_step`
+    is the number of the one whose training it is, from 1, and `plans` are those of the steps so far.
     """
 
     model: nn.Module
@@ -46,6 +46,7 @@ class Run:
     stopped: bool = False
     history: list[Metrics] = field(default_factory=list)
     gradual_step: int | None = None
+    plans: Sequence[PruningPlan] = ()
     _last: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     @property

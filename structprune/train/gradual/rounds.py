@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Dataset
 
 from structprune.errors import InputError
+from structprune.plan import PruningPlan
 from structprune.train.hooks import Hook, Metrics, Run
 from structprune.train.loop import finetune
 from structprune.train.optimizers import build_optimizer, build_schedule
@@ -84,12 +85,13 @@ class Rounds:
         return made
 
     def train(
-        self, model: nn.Module, number: int, memory: Optimizer | None
+        self, model: nn.Module, number: int, memory: Optimizer | None, plans: Sequence[PruningPlan] = ()
     ) -> tuple[list[Metrics], Optimizer]:
         """Trains the model in place; `memory` is an optimiser of its parameters, whose state is the state to begin
-        with. Returns the metrics of each epoch, and the optimiser as it was left.
+        with, and `plans` have cut the model so far. Returns the metrics of each epoch, and the optimiser as it was
+        left.
         """
-        keeper, options = _Memory(memory, number), self.options_of(number)
+        keeper, options = _Beginning(memory, number, plans), self.options_of(number)
         chosen = {each.name: getattr(options, each.name) for each in fields(options)}
         hooks = self.hooks(model) if callable(self.hooks) else self.hooks
         log = finetune(model, self.data, hooks=(keeper, *hooks), **chosen, **self.more)
@@ -121,14 +123,15 @@ def part_of_schedule(
     return make
 
 
-class _Memory(Hook):
-    """Gives a training what an earlier optimiser remembers of the same parameters, and holds on to its own."""
+class _Beginning(Hook):
+    """Tells a training which step it is of, and by which plans its network came to be; gives it what an earlier
+    optimiser remembers of the same parameters, and holds on to its own."""
 
-    def __init__(self, optimizer: Optimizer | None, number: int) -> None:
-        self.optimizer, self.number = optimizer, number
+    def __init__(self, optimizer: Optimizer | None, number: int, plans: Sequence[PruningPlan]) -> None:
+        self.optimizer, self.number, self.plans = optimizer, number, tuple(plans)
 
     def on_start(self, run: Run) -> None:
-        run.gradual_step = self.number + 1
+        run.gradual_step, run.plans = self.number + 1, self.plans
         if self.optimizer is not None:
             _remember(run.optimizer, self.optimizer.state.get)
         self.optimizer = run.optimizer

@@ -163,15 +163,15 @@ class GradualRun:
         if memory is not None:
             memory = _along(memory, self.model, cut.model, cut.plan)
         after_cut = self.floor.measure(cut.model)
-        history, memory = self.rounds.train(cut.model, number, memory)
+        plans = (*self.plans, *(() if cut.plan is None else (cut.plan,)))
+        history, memory = self.rounds.train(cut.model, number, memory, plans)
         metric = self.floor.measure(cut.model)
         met = self._limit is None or (metric is not None and metric >= self._limit)
         after_cut, metric, met = _agreed((after_cut, metric, met))
         done = GradualStep(number + 1, cut.asked, cut.remaining, after_cut, metric, met, tuple(history))
         self.steps += (done,)
         if met:
-            self.model, self.memory = cut.model, memory
-            self.plans += () if cut.plan is None else (cut.plan,)
+            self.model, self.memory, self.plans = cut.model, memory, plans
         return done
 
     def result(self) -> GradualResult:
