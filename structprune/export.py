@@ -9,7 +9,6 @@ so that the old pair stays whole until the new model file replaces the old one.
 from __future__ import annotations
 
 import glob
-import importlib.metadata
 import os
 import tempfile
 import uuid
@@ -32,6 +31,7 @@ from structprune.runtime_settings import Runtime
 from structprune.runtimes.onnx_check import largest_difference, module_outputs
 from structprune.runtimes.onnx_convert import Converted, convert, save_model
 from structprune.runtimes.ort import open_session
+from structprune.strict_json import own_version
 from structprune.tensors import require_module
 
 __all__ = ["ExportReport", "export_onnx"]
@@ -277,10 +277,7 @@ def _move(report: ExportReport, destination: Path) -> ExportReport:
 def _properties(model: nn.Module, plan: Plans, metadata: Mapping[str, str] | None) -> dict[str, str]:
     """What the file's metadata will say: the caller's words, the plan's, and the version of this package."""
     properties = {str(key): str(value) for key, value in (metadata or {}).items()}
-    try:
-        properties["structprune.version"] = importlib.metadata.version("structprune")
-    except importlib.metadata.PackageNotFoundError:  # run from a folder that was not installed
-        properties["structprune.version"] = "unknown"
+    properties["structprune.version"] = own_version()
     plans = () if plan is None else (plan,) if isinstance(plan, PruningPlan) else tuple(plan)
     if not plans:
         return properties

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from structprune.errors import PlanError
+from structprune.strict_json import StrictRecord, first_fault, own_version
 
 __all__ = ["Expander", "GroupRecord", "PlanRecord", "digest", "ranges", "read", "runs", "write"]
 
@@ -20,23 +20,18 @@ SCHEMA_VERSION = 3
 READ_VERSIONS = (1, 2, 3)  # 1 has no choices by row, 2 no budget of several quantities; otherwise the same
 MAX_POSITIONS = 2**23  # of all distinct kept lists of one text together: about 300 MB once expanded
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
 Ranges = list[tuple[int, int]]
 
 
-class GroupRecord(_Record):
+class GroupRecord(StrictRecord):
     name: str
     size: int
     keep: Ranges
-    by: list[str] = []
-    rows: list[Ranges] = []
+    by: list[str] = Field(default_factory=list)
+    rows: list[Ranges] = Field(default_factory=list)
 
 
-class RowsRecord(_Record):
+class RowsRecord(StrictRecord):
     by: list[int]
     rows: list[Ranges]
     row: list[tuple[int, int]]
@@ -45,20 +40,20 @@ class RowsRecord(_Record):
 Dim = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]?)$")]
 
 
-class TensorRecord(_Record):
+class TensorRecord(StrictRecord):
     shape: list[int]
     keep: dict[Dim, Ranges]
-    by_row: dict[Dim, RowsRecord] = {}
+    by_row: dict[Dim, RowsRecord] = Field(default_factory=dict)
 
 
-class EditRecord(_Record):
+class EditRecord(StrictRecord):
     module: str
     path: list[str | int]
     old: int
     new: int
 
 
-class BudgetRecord(_Record):
+class BudgetRecord(StrictRecord):
     channels: float | None = None
     params: float | None = None
     macs: float | None = None
@@ -74,7 +69,7 @@ class BudgetRecord(_Record):
     provider_options: Annotated[dict[str, str], Field(max_length=100)] | None = None
 
 
-class PlanRecord(_Record):
+class PlanRecord(StrictRecord):
     """One plan as its text says it: well-typed, not yet checked against itself."""
 
     fingerprint: str
@@ -86,16 +81,16 @@ class PlanRecord(_Record):
     scope: str
     remaining: dict[
         Annotated[str, Field(pattern="^(channels|params|macs|peak_memory|file_size)$")], float
-    ] = {}
+    ] = Field(default_factory=dict)
 
 
-class _Header(_Record):
+class _Header(StrictRecord):
     model_config = ConfigDict(extra="ignore")
     schema_version: int
     structprune_version: str
 
 
-class _File(_Record):
+class _File(StrictRecord):
     schema_version: int
     structprune_version: str
     plans: list[PlanRecord] = Field(min_length=1)
@@ -113,20 +108,12 @@ def read(text: str | bytes) -> list[PlanRecord]:
             )
         return _File.model_validate_json(text).plans
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(step)[:80] for step in first["loc"]) or "the text"
-        raise PlanError(
-            f"not a pruning plan: {where}: {first['msg']} ({error.error_count()} faults)"
-        ) from None
+        raise PlanError(f"not a pruning plan: {first_fault(error)}") from None
 
 
 def write(records: Sequence[dict[str, object]]) -> str:
     """The JSON text that `read` accepts, the same for equal records."""
-    try:
-        version = importlib.metadata.version("structprune")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        version = "unknown"
-    body = {"schema_version": SCHEMA_VERSION, "structprune_version": version, "plans": records}
+    body = {"schema_version": SCHEMA_VERSION, "structprune_version": own_version(), "plans": records}
     return json.dumps(body, sort_keys=True) + "\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from typing import Annotated
 
@@ -24,6 +23,7 @@ from structprune.cli.sensitivity import sensitivity
 from structprune.cli.sparsify import sparsify
 from structprune.cli.staircase import staircase
 from structprune.cli.sweep import sweep
+from structprune.strict_json import own_version
 
 __all__ = ["app", "main"]
 
@@ -53,16 +53,9 @@ for command in (
     app.command(epilog=EXIT_CODES_HELP)(command)
 
 
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("structprune")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "(not installed)"
-
-
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"structprune {_own_version()}")
+        typer.echo(f"structprune {own_version('(not installed)')}")
         raise typer.Exit
 
 

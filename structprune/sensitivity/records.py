@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from structprune.errors import StorageError
+from structprune.strict_json import StrictRecord, first_fault, own_version
 
 if TYPE_CHECKING:
     from structprune.sensitivity.result import Sensitivity
@@ -22,11 +22,7 @@ _MOST = 2**24  # channels of all knobs together: a curve has a number for each
 _Text = Annotated[str, Field(max_length=1000)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class _Curve(_Record):
+class _Curve(StrictRecord):
     groups: tuple[_Text, ...]
     size: _Size
     widths: tuple[_Size, ...]
@@ -34,12 +30,12 @@ class _Curve(_Record):
     marks: tuple[tuple[float, float, float], ...]
 
 
-class _Joint(_Record):
+class _Joint(StrictRecord):
     counts: dict[str, _Size]
     loss: float
 
 
-class _File(_Record):
+class _File(StrictRecord):
     schema_version: int
     structprune_version: str
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -52,18 +48,14 @@ class _File(_Record):
     joint: tuple[_Joint, ...]
 
 
-class _Header(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+class _Header(StrictRecord):
+    model_config = ConfigDict(extra="ignore")
     schema_version: int
 
 
 def write(found: Sensitivity) -> str:
     """The JSON text that `read` accepts."""
-    try:
-        version = importlib.metadata.version("structprune")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        version = "unknown"
-    body = {"schema_version": SCHEMA_VERSION, "structprune_version": version, **asdict(found)}
+    body = {"schema_version": SCHEMA_VERSION, "structprune_version": own_version(), **asdict(found)}
     return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
 
@@ -77,11 +69,7 @@ def read(text: str | bytes) -> dict[str, Any]:
             )
         fields = dict(_File.model_validate_json(text))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(step)[:80] for step in first["loc"]) or "the text"
-        raise StorageError(
-            f"not a sensitivity: {where}: {first['msg']} ({error.error_count()} faults)"
-        ) from None
+        raise StorageError(f"not a sensitivity: {first_fault(error)}") from None
     if sum(curve.size for curve in fields["curves"]) > _MOST:
         raise StorageError(f"not a sensitivity: its curves have more than {_MOST} channels together")
     return {
