@@ -29,6 +29,7 @@ __all__ = [
     "Calibration",
     "Loss",
     "Sums",
+    "checked_loss",
     "cross_entropies",
     "cross_entropy",
     "mean_everywhere",
@@ -83,23 +84,11 @@ class Calibration:
         """The loss of what a network made of a batch, or of a sample of it, ready for differentiation; raises as
         `loss_of`.
         """
-        where = f"batch {batch.number} of data"
-        try:
-            value = self.loss(output, target)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        except Exception as error:  # the public boundary around the user's loss: any error it can raise
-            raise InputError(
-                f"the loss failed on {where}, given {told(output)} and {told(target)}: {type(error).__name__}: "
-                f"{error}. loss= is a function of (output, target) that returns the mean over the batch"
-            ) from error
-        if not isinstance(value, Tensor) or value.ndim:
-            raise InputError(
-                f"{where}: loss must return one number, the mean over the batch, as a tensor without dimensions; got "
-                f"{told(value)}"
-            )
+        value = checked_loss(self.loss, output, target, batch)
         if not math.isfinite(value.item()):
-            raise InputError(f"the loss on {where} is {value.item()}: check the data and the model's weights")
+            raise InputError(
+                f"the loss on batch {batch.number} of data is {value.item()}: check the data and the model's weights"
+            )
         if not value.requires_grad:
             raise InputError("the loss does not depend on the model's parameters: check loss=")
         return value
@@ -170,6 +159,29 @@ def mean_everywhere(sums: Mapping[str, NDArray[np.float64]], count: int) -> dict
         name: summed(torch.from_numpy(total).to(device)).cpu().numpy() / everything
         for name, total in sums.items()
     }
+
+
+def checked_loss(loss: Loss, output: Any, target: Any, batch: Batch) -> Tensor:
+    """What a loss says of what a network made of a batch, or of a sample of it: one number, finite or not.
+
+    Raises InputError, which names the batch, where the loss fails or returns anything else.
+    """
+    where = f"batch {batch.number} of data"
+    try:
+        value = loss(output, target)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    except Exception as error:  # the public boundary around the user's loss: any error it can raise
+        raise InputError(
+            f"the loss failed on {where}, given {told(output)} and {told(target)}: {type(error).__name__}: "
+            f"{error}. loss= is a function of (output, target) that returns the mean over the batch"
+        ) from error
+    if not isinstance(value, Tensor) or value.ndim:
+        raise InputError(
+            f"{where}: loss must return one number, the mean over the batch, as a tensor without dimensions; got "
+            f"{told(value)}"
+        )
+    return value
 
 
 def cross_entropy(output: Any, target: Any) -> Tensor:

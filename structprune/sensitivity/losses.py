@@ -13,7 +13,7 @@ from torch import Tensor
 from structprune.errors import InputError
 from structprune.importance import Batch, Loss
 from structprune.importance.batches import told
-from structprune.importance.calibration import cross_entropy
+from structprune.importance.calibration import checked_loss, cross_entropy
 from structprune.observe import Twin
 from structprune.outputs import Outputs, chosen_outputs, output_tensors
 
@@ -60,7 +60,8 @@ class Meter:
         batch = self._batches[number]
         output = batch.through(twin)
         if self._task is not None:
-            return _task_loss(self._task, output, twin.admitted(batch.target), batch)
+            value = checked_loss(self._task, output, twin.admitted(batch.target), batch)
+            return value.item() * batch.size, float(batch.size)
         pairs = list(zip(self._numbers(output), self._wanted[number], strict=True))
         if self._kind == "kl":
             return _divergence(pairs)
@@ -89,20 +90,3 @@ def _divergence(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Sum:
     found, wanted = (one.double().log_softmax(-1) for one in pairs[0])
     value = F.kl_div(found, wanted, reduction="sum", log_target=True).item()
     return value, found.numel() / found.shape[-1]
-
-
-def _task_loss(loss: Loss, output: Any, target: Any, batch: Batch) -> _Sum:
-    try:
-        value = loss(output, target)
-    except InputError:
-        raise
-    except Exception as error:  # the public boundary around the user's loss: any error it can raise
-        raise InputError(
-            f"the loss failed on batch {batch.number} of data, given {told(output)} and {told(target)}: "
-            f"{type(error).__name__}: {error}. loss= is a function of (output, target), a mean over the batch"
-        ) from error
-    if not isinstance(value, Tensor) or value.ndim:
-        raise InputError(
-            f"loss must return one number, the mean over the batch, as a tensor without dimensions; got {told(value)}"
-        )
-    return value.item() * batch.size, float(batch.size)
