@@ -103,8 +103,8 @@ class TrainingCheckpoint:
         refused: `build` makes the right one), where the optimizer was made for other parameters, and for a part that
         was not saved; InputError for an optimizer of another class.
         """
-        for name in ("optimizer",) if optimizer is not None and self._content["optimizer"] is None else ():
-            raise StorageError(f"{self.path} was saved without {name}=")
+        if optimizer is not None and self._content["optimizer"] is None:
+            raise StorageError(f"{self.path} was saved without optimizer=")
         if unknown := sorted(parts.keys() - self._content["parts"].keys()):
             raise StorageError(f"{self.path} was saved without {unknown[0]}=")
         if optimizer is not None:

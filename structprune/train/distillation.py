@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from structprune.plan import PruningPlan
 from structprune.rules.context import iter_tensors
 from structprune.train.batches import forward
 from structprune.train.hooks import Hook, Run
+from structprune.train.surroundings import as_found
 
 __all__ = ["Distillation", "soft_cross_entropy"]
 
@@ -86,9 +88,9 @@ class Distillation(Hook):
     def on_start(self, run: Run) -> None:
         if self.teacher is run.model:
             raise InputError("the teacher is the network that is trained: give the dense one")
-        flags = [(module, module.training) for module in self.teacher.modules()]
-        places = [(tensor, tensor.device) for tensor in self.teacher.parameters()]
-        run.at_exit(lambda: _give_back(self.teacher, flags, places))
+        teacher = ExitStack()
+        teacher.enter_context(as_found(self.teacher))
+        run.at_exit(teacher.close)
         self._own, self._known = _Features(run.model, self.features, run), _Features(self.teacher, ())
         self._lead, self._kept = (*self.plans, *run.plans), {}
         self.teacher.to(next(run.model.parameters()).device).eval()
@@ -210,15 +212,3 @@ class _Features:
         """What came since it was asked for last."""
         found, self.found = self.found, {}
         return found
-
-
-def _give_back(
-    teacher: nn.Module,
-    flags: Sequence[tuple[nn.Module, bool]],
-    places: Sequence[tuple[Tensor, torch.device]],
-) -> None:
-    for module, flag in flags:
-        module.training = flag
-    devices = {device for _, device in places}
-    if len(devices) == 1:
-        teacher.to(devices.pop())
