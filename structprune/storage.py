@@ -26,7 +26,7 @@ from structprune.errors import InputError, PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_from_json, plans_to_json
 from structprune.replica import recompute, replica
 from structprune.surgery import apply_plan, replace_tensors
-from structprune.tensors import like, named_tensors, require_module, stored_slots
+from structprune.tensors import built, like, named_tensors, require_module, stored_slots
 
 __all__ = ["PLAN", "load", "load_plans", "plans_of", "save"]
 
@@ -96,15 +96,9 @@ def load(
     `build_model` builds no module or torch knows no such device, StorageError for files that are missing, damaged or of
     another model, PlanError for a plan that is no plan or does not fit the model.
     """
-    if isinstance(build_model, nn.Module):
-        raise InputError(
-            f"build_model is a {type(build_model).__name__} itself: give a function that builds the original, as "
-            "lambda: model, or its class"
-        )
     folder, place = Path(directory), None if device is None else _device(device)
     plans = load_plans(folder)
-    model = build_model()
-    require_module(model)
+    model = built(build_model)
     devices = {name: slot.tensor.device for name, slot in stored_slots(model).items()}
     model = replica(model, _emptied(model))  # what build_model returned may be in use
     for plan in plans:

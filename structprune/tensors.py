@@ -13,7 +13,7 @@ import hashlib
 import json
 import types
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "CONSTANTS",
     "Slot",
     "aliases",
+    "built",
     "fingerprint",
     "like",
     "named_tensors",
@@ -130,6 +131,22 @@ def require_module(model: object) -> None:
     """Raise InputError for what is no module."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+
+
+def built(build_model: Callable[[], nn.Module]) -> nn.Module:
+    """What a function makes that builds a model.
+
+    Raises InputError for a module itself, for what cannot be called, and where no module comes of it.
+    """
+    if isinstance(build_model, nn.Module) or not callable(build_model):
+        itself = " itself" if isinstance(build_model, nn.Module) else ""
+        raise InputError(
+            f"build_model is a {type(build_model).__name__}{itself}: give a function that builds the original, as "
+            "lambda: model, or its class"
+        )
+    model = build_model()
+    require_module(model)
+    return model
 
 
 def slots(model: nn.Module) -> Iterator[Slot]:

@@ -211,6 +211,20 @@ class TestRefused:
         with pytest.raises(sp.PlanError, match="made for another model"):
             load_checkpoint(tmp_path / "c").build(lambda: nn.Sequential(nn.Linear(6, 4)))
 
+    def test_what_is_no_function_that_builds_the_original(self, tmp_path: Path) -> None:
+        result = sp.prune(build(), X, sp.Budget(channels=0.5))
+        save_checkpoint(tmp_path / "c", result.model, result.plan)
+        checkpoint, original = load_checkpoint(tmp_path / "c"), build()
+        before = weights(original)
+        with pytest.raises(InputError, match=r"build_model is a Sequential itself: .*lambda: model"):
+            checkpoint.build(original)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="build_model is a str: give a function"):
+            checkpoint.build("net")  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"model is a dict; expected a torch\.nn\.Module"):
+            checkpoint.build(dict)  # type: ignore[arg-type]
+        assert_equal(weights(checkpoint.build(lambda: original)), weights(result.model))
+        assert_equal(weights(original), before)  # as the message says it, nothing of it changes
+
     def test_a_file_that_is_no_training_checkpoint(self, tmp_path: Path) -> None:
         write_archive(tmp_path / "a", {"epoch": 3})
         with pytest.raises(StorageError, match="no checkpoint of a training"):

@@ -19,6 +19,9 @@ from structprune.train import (
     Candidate,
     CrossValidation,
     GroupLasso,
+    Hook,
+    Metrics,
+    Run,
     Trial,
     cross_validate,
     evaluate,
@@ -141,6 +144,22 @@ class TestCrossValidate:
         small, large = found.candidates
         assert small.params <= 0.5 < large.params <= 0.9
         assert 30 < small.mean < 31
+
+    def test_one_hook_or_several(self) -> None:
+        class Count(Hook):
+            epochs = 0
+
+            def after_epoch(self, run: Run, metrics: Metrics) -> None:
+                self.epochs += 1
+
+        one, several = Count(), [Count(), Count()]
+        for hooks in (one, several):
+            cross_validate(
+                *(net(), sides(), torch.randn(1, 4)),
+                **{"strengths": (0.0, 1e-3), "thresholds": (0.0,), "folds": 2, "epochs": 2, "lr": 0.1},
+                hooks=hooks,
+            )
+        assert [hook.epochs for hook in (one, *several)] == [8, 8, 8]
 
     @pytest.mark.parametrize(
         ("wrong", "message"),

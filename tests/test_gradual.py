@@ -216,7 +216,7 @@ class TestRun:
 
         once = TrainOptions(epochs=1, lr=0.05, batch_size=16, seed=3)
         prune_gradually(
-            net(), EXAMPLE, sp.Budget(macs=0.4), points(), once, schedule=Iterative(steps=2), hooks=[First()]
+            net(), EXAMPLE, sp.Budget(macs=0.4), points(), once, schedule=Iterative(steps=2), hooks=First()
         )
         assert len(seen) == 2
         assert not torch.equal(*seen)

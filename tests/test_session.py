@@ -107,7 +107,7 @@ class TestHooks:
 
     def test_an_early_stop_and_the_best_weights(self) -> None:
         model, weights = net(), []
-        with Session(model, adam(model), hooks=[EarlyStopping(1, metric="score")]) as session:
+        with Session(model, adam(model), hooks=EarlyStopping(1, metric="score")) as session:
             for epoch in session.epochs(9):
                 step(session)
                 weights.append(copy.deepcopy(model.state_dict()))

@@ -123,6 +123,23 @@ class TestEarlyStopping:
         log = finetune(net(), data(), epochs=9, lr=1e-6, validation=data(), hooks=[stopping])
         assert stopping.best == max(entry["accuracy"] for entry in log)
 
+    @pytest.mark.parametrize(
+        ("metric", "lower", "expected"),
+        [
+            *((name, None, True) for name in ("loss", "eval_loss", "Perplexity", "mean_squared_error")),
+            *((name, None, False) for name in ("accuracy", "metric", "eval_f1", "loss_ratio", "terror_index")),
+            *((("loss", False, False), ("accuracy", True, True))),
+        ],
+    )
+    def test_what_is_better_lower(self, metric: str, lower: bool | None, expected: bool) -> None:
+        assert EarlyStopping(1, metric=metric, lower=lower).lower is expected
+
+    def test_a_falling_loss_is_getting_better(self) -> None:
+        stopping = EarlyStopping(1, metric="loss")
+        log = finetune(net(), data(), epochs=4, lr=0.05, batch_size=16, hooks=stopping)
+        assert log[-1]["loss"] < log[0]["loss"]
+        assert (len(log), stopping.best_epoch) == (4, 4)
+
     def test_bad_options_are_named(self) -> None:
         with pytest.raises(InputError, match="patience=0"):
             EarlyStopping(0)

@@ -20,7 +20,8 @@ from structprune.errors import InputError, StorageError
 from structprune.history import History, fill, model_state
 from structprune.plan import PruningPlan
 from structprune.randomness import random_state, set_random_state
-from structprune.tensors import require_module
+from structprune.replica import replica
+from structprune.tensors import built, require_module
 
 __all__ = ["TrainingCheckpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -80,11 +81,12 @@ class TrainingCheckpoint:
     _content: Mapping[str, Any] = field(repr=False)
 
     def build(self, build_model: Callable[[], nn.Module]) -> nn.Module:
-        """The network as it was saved: `build_model()` makes the original, which is cut, masked and filled.
+        """The network as it was saved: a copy of the original, which `build_model()` makes, cut, masked and filled.
 
-        Raises PlanError or StorageError where the original is another than the one that was pruned.
+        Raises InputError for what is no function that builds a module (a module itself is none), PlanError or
+        StorageError where the original is another than the one that was pruned.
         """
-        model = self._history.build(build_model())
+        model = self._history.build(replica(built(build_model), {}))
         self._fill(model)
         return model
 

@@ -24,7 +24,7 @@ from structprune.surgery import apply_plan
 from structprune.train.candidates import Candidate, CrossValidation, Trial
 from structprune.train.evaluation import Metric, evaluate
 from structprune.train.folds import Splitter, folds_of
-from structprune.train.hooks import Hook
+from structprune.train.hooks import Hook, listed
 from structprune.train.loop import finetune
 from structprune.train.penalties import GroupLasso
 from structprune.train.zeros import zero_plan
@@ -116,7 +116,7 @@ class _Work:
         """One network trained with the penalty, and what each cut makes of it."""
         model = copy.deepcopy(self.model)
         train, held = Subset(self.data, inside.tolist()), Subset(self.data, outside.tolist())
-        hooks = [*self.training.get("hooks", ())]
+        hooks = [*listed(self.training.get("hooks", ()))]
         hooks += [self.penalty(self.graph, strength)] if strength else []
         finetune(model, train, **{**self.training, "hooks": hooks})
         found = []

@@ -19,7 +19,7 @@ from structprune.randomness import random_state, set_random_state
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
-__all__ = ["Hook", "Metrics", "Run"]
+__all__ = ["Hook", "Metrics", "Run", "listed"]
 
 Metrics: TypeAlias = dict[str, float]
 
@@ -158,3 +158,8 @@ class Hook:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
+
+
+def listed(hooks: Hook | Sequence[Hook]) -> tuple[Hook, ...]:
+    """The hooks, of which one may be given by itself."""
+    return (hooks,) if isinstance(hooks, Hook) else tuple(hooks)

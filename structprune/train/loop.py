@@ -16,7 +16,7 @@ from structprune.randomness import seeded
 from structprune.train.batches import forward
 from structprune.train.distillation import Distillation
 from structprune.train.evaluation import Metric, evaluate
-from structprune.train.hooks import Hook, Metrics, Run
+from structprune.train.hooks import Hook, Metrics, Run, listed
 from structprune.train.optimizers import build_optimizer, build_schedule
 from structprune.train.options import MakeOptimizer, MakeSchedule, TrainOptions
 from structprune.train.surroundings import as_found, default_accelerator, loader_of, require_whole
@@ -90,8 +90,7 @@ def finetune(
         raise InputError("metric= needs validation=, the data to measure on")
     if isinstance(distillation, nn.Module):
         distillation = Distillation(distillation)
-    hooks = (hooks,) if isinstance(hooks, Hook) else hooks
-    hooks = (*hooks,) if distillation is None else (distillation, *hooks)
+    hooks = listed(hooks) if distillation is None else (distillation, *listed(hooks))
     accelerator = accelerator or default_accelerator()
     require_whole(accelerator)
     with as_found(model), seeded(seed + accelerator.process_index):

@@ -18,7 +18,7 @@ from structprune.plan import PruningPlan, plans_from_json, plans_to_json
 from structprune.refit import transfer
 from structprune.surgery import apply_plan
 from structprune.tensors import require_module
-from structprune.train.hooks import Hook, Metrics, Run
+from structprune.train.hooks import Hook, Metrics, Run, listed
 from structprune.train.optimizer_state import cut_optimizer
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Session:
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        hooks: Sequence[Hook] = (),
+        hooks: Hook | Sequence[Hook] = (),
         schedule: LRScheduler | None = None,
         steps: int = 0,
         accelerator: Accelerator | None = None,
@@ -62,7 +62,7 @@ class Session:
         _require_pair(model, optimizer)
         self.model, self.optimizer, self._entered = model, optimizer, False
         self.plans: tuple[PruningPlan, ...] = ()
-        self.run = Run(model, optimizer, steps, accelerator, schedule, hooks=tuple(hooks))
+        self.run = Run(model, optimizer, steps, accelerator, schedule, hooks=listed(hooks))
         self._metrics: Metrics = {}
 
     def __enter__(self) -> Session:

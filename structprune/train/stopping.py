@@ -13,15 +13,18 @@ from structprune.train.hooks import Hook, Metrics, Run
 
 __all__ = ["EarlyStopping"]
 
+_LOWER = ("loss", "error", "perplexity")  # how names of metrics end that are better the lower they are
+
 
 class EarlyStopping(Hook):
     """Ends the run after `patience` epochs without a better `metric`, and hands back the weights of the best epoch.
 
     `metric` is a name in the epoch's metrics: "accuracy" (what `finetune` measures on `validation`), "metric" (a
-    measure of your own), "loss", or what another hook adds. Higher is better, with `lower=True` lower; by less than
+    measure of your own), "loss", or what another hook adds. A name that ends in "loss", "error" or "perplexity"
+    ("eval_loss", say) is better lower, any other higher; `lower=True` or `False` says it of any name. By less than
     `min_delta` does not count. Of equal epochs the first is the best. `best_epoch` and `best` tell it afterwards. With
-    `restore=False` the last weights stay. After a cut it begins anew. Raises `InputError` where an epoch has no such
-    metric.
+    `restore=False` the last weights stay. After a cut it begins anew. Raises `InputError` for values out of range, and
+    where an epoch has no such metric.
     """
 
     def __init__(
@@ -29,7 +32,7 @@ class EarlyStopping(Hook):
         patience: int,
         *,
         metric: str = "accuracy",
-        lower: bool = False,
+        lower: bool | None = None,
         min_delta: float = 0.0,
         restore: bool = True,
     ) -> None:
@@ -37,7 +40,8 @@ class EarlyStopping(Hook):
             raise InputError(f"{patience=}: must be at least 1")
         if not min_delta >= 0:
             raise InputError(f"{min_delta=}: must be 0 or more")
-        self.patience, self.metric, self.lower = patience, metric, lower
+        self.patience, self.metric = patience, metric
+        self.lower = metric.lower().endswith(_LOWER) if lower is None else lower
         self.min_delta, self.restore = min_delta, restore
         self._begin()
 

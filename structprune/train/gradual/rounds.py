@@ -15,15 +15,15 @@ from torch.utils.data import Dataset
 
 from structprune.errors import InputError
 from structprune.plan import PruningPlan
-from structprune.train.hooks import Hook, Metrics, Run
+from structprune.train.hooks import Hook, Metrics, Run, listed
 from structprune.train.loop import finetune
 from structprune.train.optimizers import build_optimizer, build_schedule
 from structprune.train.options import TrainOptions
 
 __all__ = ["Hooks", "Rounds", "learning_rates", "part_of_schedule"]
 
-Hooks = Sequence[Hook] | Callable[[nn.Module], Sequence[Hook]]
-"""Hooks for every step's training, or a function that makes them for the network of a step."""
+Hooks = Hook | Sequence[Hook] | Callable[[nn.Module], Hook | Sequence[Hook]]
+"""A hook or several for every step's training, or a function that makes them for the network of a step."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Rounds:
         keeper, options = _Beginning(memory, number, plans), self.options_of(number)
         chosen = {each.name: getattr(options, each.name) for each in fields(options)}
         hooks = self.hooks(model) if callable(self.hooks) else self.hooks
-        log = finetune(model, self.data, hooks=(keeper, *hooks), **chosen, **self.more)
+        log = finetune(model, self.data, hooks=(keeper, *listed(hooks)), **chosen, **self.more)
         assert keeper.optimizer is not None
         return log, keeper.optimizer
 
