@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from structprune.train import (
     EarlyStopping,
     GroupLasso,
     Hook,
+    JsonLines,
     Run,
     lightning_callback,
     transformers_callback,
@@ -85,9 +87,8 @@ class TestTransformers:
             report_to=[],
             disable_tqdm=True,
             save_strategy="no",
-            logging_strategy="epoch",
             seed=0,
-            **options,
+            **{"logging_strategy": "epoch", **options},
         )
         rows = [{"x": x, "labels": y} for x, y in zip(POINTS, SIDES, strict=True)]
         return transformers.Trainer(
@@ -128,6 +129,39 @@ class TestTransformers:
         assert [entry["epoch"] for entry in seen] == [1.0, 2.0]
         assert [entry["eval_loss"] for entry in seen] == evaluated
         assert stopping.best_epoch == 1
+
+    @pytest.mark.parametrize("options", [{}, {"logging_strategy": "steps"}, {"eval_strategy": "epoch"}])
+    def test_json_lines_have_what_the_trainer_logs(self, tmp_path: Path, options: dict[str, Any]) -> None:
+        path = tmp_path / "log.jsonl"
+        options = {"logging_strategy": "epoch", **options}  # by steps: every 500, more than there are
+        trainer = self.trainer(tmp_path, Net(), JsonLines(path), epochs=3, **options)
+        trainer.train()
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        logged: list[dict[str, float]] = [{}, {}, {}]
+        for entry in trainer.state.log_history[:-1]:  # the last one is of the whole training
+            logged[round(entry["epoch"]) - 1].update(entry)
+        assert [line["epoch"] for line in lines] == [1, 2, 3]
+        for line, entry in zip(lines, logged, strict=True):
+            numbers = {name: value for name, value in entry.items() if name not in ("epoch", "step")}
+            assert {"loss", "learning_rate", "grad_norm"} <= numbers.keys()
+            assert ("eval_loss" in numbers) == ("eval_strategy" in options)
+            assert line == {"epoch": line["epoch"], "lr": line["lr"], **numbers}
+        losses = [line["loss"] for line in lines]
+        assert losses == sorted(losses, reverse=True)
+
+    @pytest.mark.parametrize("strategy", ["no", "epoch"])
+    def test_a_training_without_logs_has_no_loss(self, tmp_path: Path, strategy: str) -> None:
+        path, stopping = tmp_path / "log.jsonl", EarlyStopping(1, metric="loss", min_delta=100.0)
+        trainer = self.trainer(
+            *(tmp_path, Net(), JsonLines(path), stopping), epochs=5, logging_strategy=strategy
+        )
+        if strategy == "no":
+            with pytest.raises(InputError, match="'loss': the epoch has epoch, lr"):
+                trainer.train()
+        else:
+            trainer.train()
+            assert stopping.best_epoch == 1
+        assert len(path.read_text().splitlines()) == (1 if strategy == "no" else 2)
 
     def test_distillation(self, tmp_path: Path) -> None:
         dense = Net()

@@ -15,9 +15,11 @@ __all__ = ["lightning_callback", "transformers_callback"]
 def transformers_callback(*hooks: Hook) -> Any:
     """A `transformers.TrainerCallback` that runs the hooks: `Trainer(..., callbacks=[transformers_callback(hook)])`.
 
-    `after_backward` comes after the trainer's gradient clipping. An epoch's metrics are `epoch`, `lr`, the last logged
-    `loss`, and those of an evaluation at its end (`eval_loss`, ...); `run.stop()` ends the training. `on_loss` works on
-    the `loss` that the model returns (so `Distillation(dense, outputs="logits")` does), not with a loss of the
+    `after_backward` comes after the trainer's gradient clipping. An epoch's metrics are `epoch`, `lr`, and the numbers
+    that the trainer logged last in it: `loss`, `learning_rate`, `grad_norm`, those of an evaluation at its end
+    (`eval_loss`, ...). Where it would log nothing in an epoch, as `logging_steps=500` in short ones, it is made to at
+    the end, so that each has a loss (unless `logging_strategy="no"`). `run.stop()` ends the training. `on_loss` works
+    on the `loss` that the model returns (so `Distillation(dense, outputs="logits")` does), not with a loss of the
     trainer's own. `before_step` is not called, and `run.state_dict` is the trainer's matter.
 
     Raises `InputError` where transformers is not installed.

@@ -22,8 +22,9 @@ class TransformersEvents:
         self.hooks = tuple(hooks)
         self._changing = [hook for hook in self.hooks if type(hook).on_loss is not Hook.on_loss]
         self._session: Session | None = None
-        self._logged: Metrics = {}
-        self._pending = False
+        self._logged: Metrics = {}  # what the trainer has logged since the last epoch that is done
+        self._steps_logged = 0
+        self._pending: str | None = None  # the event with which the epoch under way is done
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
@@ -33,7 +34,7 @@ class TransformersEvents:
             optimizer = optimizer.optimizer
         self._close()
         self._session = Session(model, optimizer, hooks=self.hooks, steps=state.max_steps)
-        self._logged, self._pending = {}, False
+        self._logged, self._steps_logged, self._pending = {}, state.global_step, None
         if self._changing:
             if args.gradient_accumulation_steps > 1:
                 raise InputError(
@@ -59,34 +60,40 @@ class TransformersEvents:
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._session is not None:
+            self._epoch_done(self._pending, control)
             self._session.run.epoch += 1
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self._logged.update(_numbers(logs))
         if logs and "loss" in logs:
-            self._logged["loss"] = float(logs["loss"])
+            self._steps_logged = state.global_step
+            self._epoch_done("log", control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._pending = True
-        if not control.should_evaluate:  # else the evaluation's metrics belong to the epoch
-            self._epoch_done({}, control)
+        if "loss" not in self._logged and args.logging_strategy != "no":
+            control.should_log = True  # so that every epoch has a loss
+        logs = control.should_log and state.global_step > self._steps_logged  # the trainer's own condition
+        self._pending = "evaluation" if control.should_evaluate else "log" if logs else "end"
+        self._epoch_done("end", control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        if self._pending:
-            numbers = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, int | float)}
-            self._epoch_done(numbers, control)
+        self._logged.update(_numbers(metrics))
+        self._epoch_done("evaluation", control)
 
-    def _epoch_done(self, measured: Metrics, control: Any) -> None:
-        self._pending = False
-        if self._session is None:
+    def _epoch_done(self, event: str | None, control: Any) -> None:
+        """Tells the hooks of the epoch, if this is the event with which it is done."""
+        if self._session is None or self._pending is None or self._pending != event:
             return
-        run = self._session.run
-        metrics = {**measured, **self._logged, "epoch": float(run.epoch), "lr": run.lr}
+        self._pending, run = None, self._session.run
+        metrics = {"epoch": float(run.epoch), **self._logged, "lr": run.lr}
+        self._logged = {}
         run.history.append(metrics)
         for hook in run.hooks:
             hook.after_epoch(run, metrics)
         control.should_training_stop = control.should_training_stop or run.stopped
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._epoch_done(self._pending, control)
         if self._session is not None:
             session, self._session = self._session, None
             session.__exit__(None, None, None)
@@ -96,3 +103,9 @@ class TransformersEvents:
         if self._session is not None:
             session, self._session = self._session, None
             session.run.close()
+
+
+def _numbers(logged: Mapping[str, Any] | None) -> Metrics:
+    """The numbers that the trainer logs, but for its own count of epochs, which has fractions."""
+    found = {name: value for name, value in (logged or {}).items() if name != "epoch"}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
