@@ -156,7 +156,11 @@ class TestCrossValidate:
         for hooks in (one, several):
             cross_validate(
                 *(net(), sides(), torch.randn(1, 4)),
-                **{"strengths": (0.0, 1e-3), "thresholds": (0.0,), "folds": 2, "epochs": 2, "lr": 0.1},
+                strengths=(0.0, 1e-3),
+                thresholds=(0.0,),
+                folds=2,
+                epochs=2,
+                lr=0.1,
                 hooks=hooks,
             )
         assert [hook.epochs for hook in (one, *several)] == [8, 8, 8]

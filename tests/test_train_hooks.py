@@ -127,8 +127,9 @@ class TestEarlyStopping:
         ("metric", "lower", "expected"),
         [
             *((name, None, True) for name in ("loss", "eval_loss", "Perplexity", "mean_squared_error")),
-            *((name, None, False) for name in ("accuracy", "metric", "eval_f1", "loss_ratio", "terror_index")),
-            *((("loss", False, False), ("accuracy", True, True))),
+            *((name, None, False) for name in ("accuracy", "metric", "loss_ratio", "terror_index")),
+            ("loss", False, False),
+            ("accuracy", True, True),
         ],
     )
     def test_what_is_better_lower(self, metric: str, lower: bool | None, expected: bool) -> None:
