@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 import structprune as sp
 from structprune.train import Cubic, GradualResult, TrainOptions, prune_gradually
+from tests.launcher import torchrun
 
 pytest.importorskip("accelerate")
 
@@ -39,22 +39,8 @@ def work(folder: Path) -> None:
 
 
 def test_two_processes_come_to_what_one_does(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d"]
-    command += ["--rdzv_endpoint=localhost:0", __file__, str(tmp_path)]
-    there = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    with subprocess.Popen(
-        command, env=there, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
-        try:
-            said, _ = running.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            running.terminate()  # torchrun ends its processes then; a killed one leaves them behind
-            said, _ = running.communicate()
-    assert running.returncode == 0, said[-3000:]
+    status, said = torchrun(__file__, 2, str(tmp_path))
+    assert status == 0, said[-3000:]
     alone = go(None)
     assert alone.reached
     for rank in (0, 1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch.utils.data import TensorDataset
 import structprune as sp
 from structprune.train import Distillation, GroupLasso, finetune
 from structprune.train.batches import Shares
+from tests.launcher import torchrun
 
 pytest.importorskip("accelerate")
 
@@ -52,25 +52,8 @@ def work(folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def torchrun(processes: int, *arguments: str) -> tuple[int, str]:
-    """The exit status of this file run in several processes, and what they wrote."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", __file__, *arguments]
-    root = str(Path(__file__).resolve().parent.parent)
-    there = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with subprocess.Popen(
-        command, env=there, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
-        try:
-            said, _ = running.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            running.terminate()  # torchrun ends its processes then; a killed one leaves them behind
-            said, _ = running.communicate()
-    return running.returncode, said
-
-
 def test_two_processes_give_the_plan_and_the_weights_of_one(tmp_path: Path) -> None:
-    status, said = torchrun(2, str(tmp_path))
+    status, said = torchrun(__file__, 2, str(tmp_path))
     assert status == 0, said[-3000:]
     model, plan, log = prune_and_train()
     assert 0 < log[-1]["zero_channels"] < len(model.get_submodule("0").weight)
