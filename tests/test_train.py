@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from structprune.masking import sparsify
 from structprune.train import Distillation, Hook, Run, evaluate, finetune
 from structprune.train.optimizers import build_optimizer, build_schedule
 from structprune.train.options import TrainOptions
+from tests.resuming import Continue, Keep
 
 
 def sides() -> TensorDataset:
@@ -223,30 +223,22 @@ class TestHooks:
 
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
     def test_a_run_continued_from_its_state_ends_with_the_same_weights(self, optimizer: str) -> None:
-        class Keep(Hook):
-            def after_epoch(self, run: Run, metrics: dict[str, float]) -> None:
-                if run.epoch == 2:
-                    kept.append(copy.deepcopy(run.state_dict()))
-
-        class Continue(Hook):
-            def on_start(self, run: Run) -> None:
-                run.load_state_dict(kept[0])
-
-        kept: list[dict[str, Any]] = []
+        keep = Keep(epoch=2)
         settings: dict[str, Any] = {"epochs": 4, "lr": 0.1, "batch_size": 16, "optimizer": optimizer}
         whole, continued = net(), net(seed=1)
-        log = finetune(whole, sides(), validation=sides(), hooks=[Keep()], **settings)
-        assert finetune(continued, sides(), validation=sides(), hooks=[Continue()], **settings) == log
+        log = finetune(whole, sides(), validation=sides(), hooks=[keep], **settings)
+        again = finetune(continued, sides(), validation=sides(), hooks=[Continue(keep.state)], **settings)
+        assert again == log
         for name, tensor in whole.state_dict().items():
             assert torch.equal(tensor, continued.state_dict()[name]), name
 
     def test_a_state_of_other_hooks_is_refused(self) -> None:
-        class Continue(Hook):
+        class Other(Hook):
             def on_start(self, run: Run) -> None:
                 run.load_state_dict(run.state_dict() | {"hooks": []})
 
         with pytest.raises(InputError, match="a run with 0 hooks, this one has 1"):
-            finetune(net(), sides(), epochs=1, lr=0.1, hooks=[Continue()])
+            finetune(net(), sides(), epochs=1, lr=0.1, hooks=[Other()])
 
 
 class TestOptions:

@@ -26,6 +26,7 @@ from structprune.train import (
     finetune,
     sparsify_gradually,
 )
+from tests.resuming import Continue, Keep
 
 
 def data() -> TensorDataset:
@@ -99,19 +100,10 @@ class TestEarlyStopping:
         assert same(model, told.weights[2])
 
     def test_a_run_that_is_continued_remembers_its_best(self) -> None:
-        class Keep(Hook):
-            def after_epoch(self, run: Run, metrics: dict[str, float]) -> None:
-                if run.epoch == 2:
-                    kept.append(copy.deepcopy(run.state_dict()))
-
-        class Continue(Hook):
-            def on_start(self, run: Run) -> None:
-                run.load_state_dict(kept[0])
-
-        kept: list[dict[str, Any]] = []
+        keep = Keep(epoch=2)
         scores = (5, 4, 3, 2, 1, 0)
-        whole, log = trained(Scores(*scores), EarlyStopping(3, metric="score"), Keep())
-        again, same_log = trained(Scores(*scores), EarlyStopping(3, metric="score"), Continue())
+        whole, log = trained(Scores(*scores), EarlyStopping(3, metric="score"), keep)
+        again, same_log = trained(Scores(*scores), EarlyStopping(3, metric="score"), Continue(keep.state))
         assert log == same_log
         assert len(log) == 4
         assert same(again, whole.state_dict())
@@ -167,22 +159,17 @@ class TestJsonLines:
         assert [json.loads(line)["score"] for line in path.read_text().splitlines()] == [1.5, None]
 
     def test_a_run_that_is_continued_writes_no_epoch_twice(self, tmp_path: Path) -> None:
-        class Break(Hook):
+        class Break(Keep):
             def after_epoch(self, run: Run, metrics: dict[str, float]) -> None:
-                if run.epoch == 1:
-                    kept.append(copy.deepcopy(run.state_dict()))
+                super().after_epoch(run, metrics)
                 if run.epoch == 3:
                     raise KeyError  # epochs 2 and 3 are in the file, and in no state
 
-        class Continue(Hook):
-            def on_start(self, run: Run) -> None:
-                run.load_state_dict(kept[0])
-
-        kept: list[dict[str, Any]] = []
+        keep = Break(epoch=1)
         path = tmp_path / "log.jsonl"
         with pytest.raises(KeyError):
-            finetune(net(), data(), epochs=4, lr=0.1, hooks=[JsonLines(path), Break()])
-        log = finetune(net(), data(), epochs=4, lr=0.1, hooks=[JsonLines(path), Continue()])
+            finetune(net(), data(), epochs=4, lr=0.1, hooks=[JsonLines(path), keep])
+        log = finetune(net(), data(), epochs=4, lr=0.1, hooks=[JsonLines(path), Continue(keep.state)])
         assert [json.loads(line) for line in path.read_text().splitlines()] == log
         assert len(log) == 4
 
