@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -107,6 +108,29 @@ def changed(old: str, new: str) -> sp.Recipe:
 
 def call(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
+
+
+def interrupt(patch: pytest.MonkeyPatch, kind: type, method: str, every: int = 1) -> list[Any]:
+    """What the method writes from now on; once every so many are written, the run is interrupted, as by Ctrl-C."""
+    write: Callable[..., None] = getattr(kind, method)
+    written = []
+
+    def then_stop(self: Any, given: Any) -> None:
+        write(self, given)
+        written.append(given)
+        if len(written) % every == 0:
+            raise KeyboardInterrupt
+
+    patch.setattr(kind, method, then_stop)
+    return written
+
+
+def finished(recipe: str | sp.Recipe) -> sp.RecipeResult:
+    """The result of a run into "out" that is begun again after each interrupt."""
+    for _ in range(40):
+        with contextlib.suppress(KeyboardInterrupt):
+            return sp.run_recipe(recipe, "out")
+    raise AssertionError("interrupted 40 times")
 
 
 class TestReading:
@@ -221,23 +245,9 @@ class TestRunning:
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wanted = sp.run_recipe("recipe.yaml", "alone")
-        keep: Callable[..., None] = RunFolder.keep
-        kept = 0
-
-        def then_stop(self: RunFolder, content: Any) -> None:
-            nonlocal kept
-            keep(self, content)
-            kept += 1
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(RunFolder, "keep", then_stop)
-        for _ in range(40):
-            try:
-                result = sp.run_recipe("recipe.yaml", "out")
-                break
-            except KeyboardInterrupt:
-                continue
-        assert kept == 8 + 2 + 2 + 1 + 1  # a state after each step, and after each epoch
+        kept = interrupt(monkeypatch, RunFolder, "keep")
+        result = finished("recipe.yaml")
+        assert len(kept) == 8 + 2 + 2 + 1 + 1  # a state after each step, and after each epoch
         assert result.weights == wanted.weights
         assert result.records == wanted.records
 
@@ -278,20 +288,12 @@ steps:
         (folder / "stop").touch()
         with pytest.raises(KeyboardInterrupt):
             sp.run_recipe(recipe, "out")
-        save, saved = GradualRun.save, 0
-
-        def then_stop(self: GradualRun, path: Any) -> None:
-            nonlocal saved
-            save(self, path)
-            saved += 1
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(GradualRun, "save", then_stop)
+        saved = interrupt(monkeypatch, GradualRun, "save")
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 sp.run_recipe(recipe, "out")
         again = sp.run_recipe(recipe, "out")
-        assert saved == 3
+        assert len(saved) == 3
         assert (again.weights, again.records) == (wanted.weights, wanted.records)
 
     def test_a_teacher_and_the_best_weights_are_there_again_after_every_stop(
@@ -306,24 +308,10 @@ steps:
         assert len(accuracies) == best + 2 < 12  # patience
         assert wanted.records[-1]["accuracy"] == accuracies[best - 1] > accuracies[-1]
         assert f"epoch {best} the best" in str(wanted)
-        keep: Callable[..., None] = RunFolder.keep
-        kept = 0
-
-        def then_stop(self: RunFolder, content: Any) -> None:
-            nonlocal kept
-            keep(self, content)
-            kept += 1
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(RunFolder, "keep", then_stop)
-        for _ in range(40):
-            try:
-                result = sp.run_recipe(recipe, "out")
-                break
-            except KeyboardInterrupt:
-                continue
+        kept = interrupt(monkeypatch, RunFolder, "keep")
+        result = finished(recipe)
         trained = sum(len(record.get("epochs", ())) for record in wanted.records)
-        assert kept == len(recipe.steps) + trained
+        assert len(kept) == len(recipe.steps) + trained
         assert (result.weights, result.records) == (wanted.weights, wanted.records)
 
     def test_the_teacher_is_the_network_before_its_first_cut(self, folder: Path) -> None:
@@ -454,17 +442,8 @@ class TestRefused:
     @staticmethod
     def interrupted(folder: Path) -> list[Path]:
         """The states of a run that stopped in its second fine-tuning."""
-        keep, calls = RunFolder.keep, 0
-
-        def until(self: RunFolder, content: Any) -> None:
-            nonlocal calls
-            keep(self, content)
-            calls += 1
-            if calls == 9:
-                raise KeyboardInterrupt
-
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RunFolder, "keep", until)
+            interrupt(patch, RunFolder, "keep", every=9)
             with pytest.raises(KeyboardInterrupt):
                 sp.run_recipe("recipe.yaml", "out")
         states = sorted((folder / "out").glob("state-*"))
