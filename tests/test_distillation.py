@@ -271,6 +271,7 @@ class TestDistillation:
     def test_what_does_not_fit_is_named(self) -> None:
         model = net()
         small, plan = cut(model)
+        before = copy.deepcopy(small.state_dict())
 
         def train(*args: Any, **kwargs: Any) -> None:
             finetune(small, images(), epochs=1, lr=0.1, distillation=Distillation(*args, **kwargs))
@@ -285,6 +286,19 @@ class TestDistillation:
             train(small)
         with pytest.raises(InputError, match="its teacher"):
             train(nn.Sequential(nn.Flatten(), nn.Linear(16, 5)))
+        with pytest.raises(InputError, match=r"the teacher, a Linear, fails on .*\[24, 1, 4, 4\]"):
+            train(nn.Linear(3, 3))
+        with pytest.raises(InputError, match="the teacher has no layer 'stem'; its layers are 0, 1"):
+            train(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), features=["stem"])
+        with pytest.raises(InputError, match=r"of which \[24, 2, 4, 4\] stay; give plan="):
+            train(model, features=["block"], plan=cut(model, 0.25)[1])
+        with pytest.raises(PlanError, match=r"stem\.weight.*another model"):
+            train(model, features=["block"], plan=[plan, plan])
+        with pytest.raises(InputError, match=r"compare= failed on a tensor \[24, 3\]"):
+            train(model, compare=lambda own, wanted: own @ wanted)
+        with pytest.raises(InputError, match=r"compare= returns must be one number.*\[24, 3\]"):
+            train(model, compare=lambda own, wanted: own - wanted)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
         for wrong in ({"temperature": 0.0}, {"weight": 1.5}, {"feature_weight": -1.0}):
             with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
                 Distillation(model, **wrong)

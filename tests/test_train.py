@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -89,6 +90,58 @@ class TestFinetune:
         with pytest.raises(InputError, match="the loss is nan in epoch 1"):
             finetune(model, data, epochs=1, lr=0.1)
         assert not model.training
+
+    @pytest.mark.parametrize(
+        ("change", "loss", "message"),
+        [
+            (lambda y: y.float(), None, r"targets are a tensor \[16\] of torch.float32, from 0 to 1 .*Long"),
+            (lambda y: y + 1, None, r"\[16, 2\].*, from 1 to 2 .*from 0 to 1 \(-100 is passed over\)"),
+            (lambda y: y[:, None], None, r"a tensor \[16, 1\] .*torch.int64 \[16\], from 0 to 1"),
+            (
+                lambda y: y,
+                lambda output, y: output @ y,
+                r"a tensor \[16, 2\] .*loss= is",
+            ),
+            (lambda y: y, lambda output, y: (output[:, 0] - y).square(), r"one number.*got a tensor \[16\]"),
+            (lambda y: y, lambda output, y: 1.0, "one number.*got a float"),
+        ],
+    )
+    def test_a_loss_that_cannot_be_taken_names_the_batch(self, change: Any, loss: Any, message: str) -> None:
+        model, (x, y) = net().eval(), sides().tensors
+        before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        with pytest.raises(InputError, match=f"batch 1 of epoch 1.*{message}"):
+            finetune(model, TensorDataset(x, change(y)), epochs=1, lr=0.1, batch_size=16, loss=loss)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not model.training
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_a_target_out_of_range_is_found_where_it_comes(self) -> None:
+        x, y = sides().tensors
+        y[-1] = 7
+        seen: list[int] = []
+        with pytest.raises(InputError, match=r"batch (\d) of epoch 1: .* to 7 ") as raised:
+            finetune(
+                net(),
+                TensorDataset(x, y),
+                epochs=1,
+                lr=0.1,
+                batch_size=16,
+                progress=lambda *at: seen.append(at[0]),
+            )
+        assert f"batch {len(seen) + 1} of" in str(raised.value)
+
+    @pytest.mark.parametrize("row", [{"x": torch.ones(2), "y": 1}, (torch.ones(2),), torch.ones(2)])
+    def test_what_is_no_pair_is_refused(self, row: Any) -> None:
+        with pytest.raises(InputError, match=r"batch 1 of epoch 1 is a .*expected \(input, target\) pairs"):
+            finetune(net(), [row] * 4, epochs=1, lr=0.1)  # type: ignore[arg-type]
+
+    @pytest.mark.gpu
+    def test_a_target_out_of_range_does_not_take_the_gpu_down(self) -> None:
+        x, y = sides().tensors
+        with pytest.raises(InputError, match=r"batch 1 of epoch 1.*, from 1 to 2\. Expected"):
+            finetune(net().cuda(), TensorDataset(x, y + 1), epochs=1, lr=0.1)
+        assert float(torch.ones(2, device="cuda").sum()) == 2
 
     def test_progress_counts_every_step(self) -> None:
         seen: list[tuple[int, int]] = []

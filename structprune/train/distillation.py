@@ -11,18 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from structprune.errors import InputError
+from structprune.errors import InputError, StructpruneError
 from structprune.features import Index, kept_features
 from structprune.gathering import take
+from structprune.importance.batches import told
+from structprune.inputs import tensors_in
 from structprune.outputs import Outputs, chosen_outputs
 from structprune.plan import PruningPlan
 from structprune.rules.context import iter_tensors
 from structprune.train.batches import forward
 from structprune.train.hooks import Hook, Run
+from structprune.train.losses import one_number
 from structprune.train.surroundings import as_found
 
 __all__ = ["Distillation", "soft_cross_entropy"]
 
+Compare = Callable[[Any, Any], Tensor]
 Plans = PruningPlan | Sequence[PruningPlan] | None
 
 
@@ -55,8 +59,10 @@ class Distillation(Hook):
     projection has to be learnt (FitNets, Romero et al. 2015, need one). `plan` leads to the network given; what is cut
     of it while it trains, by `Session.prune` or in the steps of `prune_gradually`, comes to that by itself.
 
-    Raises `InputError` for values out of range, and, once training starts, for layers that do not exist, give no
-    tensor, or differ in shape; `PlanError` where `plan` does not lead from the teacher to the network.
+    Raises `InputError` for values out of range, and, before the first step of the training, for a teacher that does not
+    take the network's inputs or gives something else than the network does, for layers that do not exist, give no
+    tensor, or differ in shape, and where `compare` fails or gives no number; `PlanError` where `plan` is not one of the
+    teacher's.
     """
 
     def __init__(
@@ -66,7 +72,7 @@ class Distillation(Hook):
         temperature: float = 4.0,
         weight: float = 0.5,
         outputs: Outputs = None,
-        compare: Callable[[Any, Any], Tensor] | None = None,
+        compare: Compare | None = None,
         features: Iterable[str] = (),
         feature_weight: float = 1.0,
         plan: Plans = None,
@@ -88,9 +94,11 @@ class Distillation(Hook):
     def on_start(self, run: Run) -> None:
         if self.teacher is run.model:
             raise InputError("the teacher is the network that is trained: give the dense one")
+        _require_layers(run.model, self.features, "the network that is trained")
         teacher = ExitStack()
         teacher.enter_context(as_found(self.teacher))
         run.at_exit(teacher.close)
+        _require_layers(self.teacher, self.features, "the teacher")
         self._own, self._known = _Features(run.model, self.features, run), _Features(self.teacher, ())
         self._lead, self._kept = (*self.plans, *run.plans), {}
         self.teacher.to(next(run.model.parameters()).device).eval()
@@ -103,7 +111,7 @@ class Distillation(Hook):
         if self.features and not self._kept:
             self._find(inputs, run)
         with run.precision(), torch.no_grad():
-            wanted = forward(self.teacher, inputs)
+            wanted = _taught(self.teacher, inputs)
         if self.weight:
             loss = (1 - self.weight) * loss + self.weight * self._outputs(output, wanted)
         if self.features:
@@ -124,16 +132,17 @@ class Distillation(Hook):
         if self.outputs is not None:
             student, teacher = (_lone(chosen_outputs(output, self.outputs)) for output in (student, teacher))
         if self.compare is not None:
-            return self.compare(student, teacher)
+            return _compared(self.compare, student, teacher)
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor) or student.ndim < 2:
             raise InputError(
-                f"distillation compares logits [batch, classes, ...], the network returns {type(student).__name__}; "
-                "name the logits in outputs=, or give compare=, a function of the student's output and the teacher's"
+                f"distillation compares logits [batch, classes, ...]; the network returns {told(student)}, its teacher "
+                f"{told(teacher)}: name the logits in outputs=, or give compare=, a function of the student's output "
+                "and the teacher's"
             )
         if student.shape != teacher.shape:
             raise InputError(
-                f"the network returns {list(student.shape)}, its teacher {list(teacher.shape)}; the teacher is the "
-                "network that it was cut out of"
+                f"the network returns {list(student.shape)}, its teacher {list(teacher.shape)}: give the network that "
+                "it was cut out of, or another with outputs of this shape, or compare="
             )
         return soft_cross_entropy(student, teacher, self.temperature)
 
@@ -157,6 +166,34 @@ class Distillation(Hook):
         return torch.stack(terms).mean()
 
 
+def _taught(teacher: nn.Module, inputs: Any) -> Any:
+    """What the teacher makes of a batch; raises InputError where it does not take it."""
+    try:
+        return forward(teacher, inputs)
+    except (StructpruneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the public boundary around the teacher's forward: any error it can raise
+        given = ", ".join(map(told, tensors_in((inputs,))))
+        raise InputError(
+            f"the teacher, a {type(teacher).__name__}, fails on a batch of the training ({given}): "
+            f"{type(error).__name__}: {error}. It has to take what the network that is trained takes"
+        ) from error
+
+
+def _compared(compare: Compare, student: Any, teacher: Any) -> Tensor:
+    """How far two outputs are apart; raises InputError where the user's function does not say it."""
+    try:
+        gap = compare(student, teacher)
+    except (StructpruneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the public boundary around the user's function: any error it can raise
+        raise InputError(
+            f"compare= failed on {told(student)} of the network and {told(teacher)} of the teacher: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return one_number(gap, "what compare= returns")
+
+
 def _lone(part: Any) -> Any:
     return part[0] if isinstance(part, list) and len(part) == 1 else part
 
@@ -175,6 +212,14 @@ def _gap(layer: str, own: Tensor, wanted: Tensor, kept: Iterable[Index]) -> Tens
     return error / wanted.float().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def _require_layers(model: nn.Module, layers: Iterable[str], whose: str) -> None:
+    known = dict(model.named_modules())
+    for layer in layers:
+        if layer not in known:
+            some = ", ".join(list(known)[1:9])
+            raise InputError(f"features: {whose} has no layer {layer!r}; its layers are {some}, ...")
+
+
 class _Features:
     """The results of some layers, as they come; of a network that is trained, those with gradients alone."""
 
@@ -184,9 +229,6 @@ class _Features:
         self.found: dict[str, list[Tensor]] = {}
         self._handles: list[RemovableHandle] = []
         for layer in layers:
-            if layer not in known:
-                some = ", ".join(list(known)[1:9])
-                raise InputError(f"features: there is no layer {layer!r}; layers are {some}, ...")
             self._handles.append(known[layer].register_forward_hook(self._taker(layer)))
         if run is not None:
             run.at_exit(self.close)

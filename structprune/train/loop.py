@@ -17,9 +17,16 @@ from structprune.train.batches import forward
 from structprune.train.distillation import Distillation
 from structprune.train.evaluation import Metric, evaluate
 from structprune.train.hooks import Hook, Metrics, Run, listed
+from structprune.train.losses import BatchLoss, Loss, pair_of
 from structprune.train.optimizers import build_optimizer, build_schedule
 from structprune.train.options import MakeOptimizer, MakeSchedule, TrainOptions
-from structprune.train.surroundings import as_found, default_accelerator, loader_of, require_whole
+from structprune.train.surroundings import (
+    as_found,
+    default_accelerator,
+    loader_of,
+    require_whole,
+    undone_before_a_step,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -27,9 +34,6 @@ else:
     Accelerator = Any  # imported where it is used: accelerate is optional
 
 __all__ = ["Loss", "finetune"]
-
-Loss = Callable[[Any, Any], Tensor]
-"""What is minimised: a scalar, the mean over a batch, of the model's output and the targets."""
 
 
 @typed
@@ -69,7 +73,8 @@ def finetune(
     `batch_size` is that of all together, and the weights are those of one process up to rounding (batch norm
     and dropout aside: each process has its own statistics and draws).
 
-    Raises `InputError` for a bad option, an empty data set, a loss that is not finite, a model that accelerate is to
+    Raises `InputError` for a bad option, an empty data set, a batch that is no pair or that the loss does not take
+    (before the first step with the model as it was), a loss that is not finite, a model that accelerate is to
     cut into shards (FSDP, DeepSpeed), or if accelerate is missing.
 
     >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.arange(4))
@@ -94,10 +99,10 @@ def finetune(
     accelerator = accelerator or default_accelerator()
     require_whole(accelerator)
     with as_found(model), seeded(seed + accelerator.process_index):
-        loop = _Loop(model, train_data, options, accelerator, hooks)
-        loop.loss = loss or loop.loss
+        loop = _Loop(model, train_data, options, accelerator, hooks, loss)
         try:
-            return loop.train(validation, metric, progress)
+            with undone_before_a_step(loop.run):
+                return loop.train(validation, metric, progress)
         finally:
             loop.close()
 
@@ -112,6 +117,7 @@ class _Loop:
         options: TrainOptions,
         accelerator: Accelerator,
         hooks: Sequence[Hook],
+        loss: Loss | None,
     ) -> None:
         self.options, self.accelerator = options, accelerator
         order = torch.Generator().manual_seed(options.seed)
@@ -120,7 +126,7 @@ class _Loop:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         steps = math.ceil(len(self.weights) / accelerator.gradient_accumulation_steps) * options.epochs
         self.schedule = build_schedule(optimizer, options, steps)
-        self.loss: Loss = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
+        self.loss, self.batch = BatchLoss(loss, options.label_smoothing), ""
         self.run = Run(model, optimizer, steps, accelerator, self.schedule, order, tuple(hooks))
 
     def train(
@@ -151,7 +157,9 @@ class _Loop:
         self.model.train()
         run, lr = self.run, self.run.lr
         total = torch.zeros((), device=self.accelerator.device)
-        for weight, (inputs, targets) in zip(self.weights, self.loader, strict=True):
+        for number, (weight, item) in enumerate(zip(self.weights, self.loader, strict=True), start=1):
+            self.batch = f"batch {number} of epoch {run.epoch}"
+            inputs, targets = pair_of(item, self.batch)
             with self.accelerator.accumulate(self.model):
                 total += self.step(inputs, targets, weight)
             if progress is not None and self.accelerator.sync_gradients:
@@ -170,7 +178,7 @@ class _Loop:
         for hook in run.hooks:
             hook.before_step(run, inputs, targets)
         output = forward(self.model, inputs)
-        loss = self.loss(output, targets)
+        loss = self.loss(output, targets, self.batch, first=run.epoch == 1)
         for hook in run.hooks:
             loss = hook.on_loss(run, loss, inputs, output, targets)
         loss = loss if weight == 1 else loss * weight

@@ -12,11 +12,12 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from structprune.errors import InputError
 from structprune.train.batches import Shares
+from structprune.train.hooks import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
-__all__ = ["as_found", "default_accelerator", "loader_of", "require_whole"]
+__all__ = ["as_found", "default_accelerator", "loader_of", "require_whole", "undone_before_a_step"]
 
 
 def default_accelerator() -> Accelerator:
@@ -77,3 +78,17 @@ def as_found(model: nn.Module) -> Iterator[None]:
             module.training = flag
         if len(devices) == 1:
             model.to(devices.pop())
+
+
+@contextmanager
+def undone_before_a_step(run: Run) -> Iterator[None]:
+    """Takes back what forwards wrote into the model's buffers (batch norm's statistics) where an error comes before the
+    optimiser's first step: weights and buffers belong together.
+    """
+    before = [(buffer, buffer.detach().clone()) for buffer in run.model.buffers()]
+    try:
+        yield
+    except BaseException:
+        for buffer, value in before if run.step == 0 else ():
+            buffer.copy_(value)
+        raise
