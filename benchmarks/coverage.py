@@ -39,6 +39,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.command_line import write
 from benchmarks.coverage_case import Case
 from benchmarks.coverage_models import CASES
 from benchmarks.environment import environment
@@ -164,8 +165,7 @@ def _done(path: Path | None) -> list[dict[str, Any]]:
 
 def _write(path: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     document = {"channels": 0.5, "limit_s": options.limit, "environment": environment(1), "rows": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write(path, document)
 
 
 def _parser() -> argparse.ArgumentParser:

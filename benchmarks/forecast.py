@@ -13,7 +13,6 @@ of the alignment at which the runtime is fast (`--alignment 1` takes any).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from scipy.stats import spearmanr
 
 import structprune as sp
 from benchmarks.catalogue import factory
+from benchmarks.command_line import parser_of, write
 from benchmarks.environment import environment
 from structprune.forecast import cut_to_counts, draw
 from structprune.inputs import parse_inputs
@@ -50,10 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: median error {rows[-1]['median_error']:.3f}", file=sys.stderr, flush=True)
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(_table(rows))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"runtime": options.runtime, "environment": environment(options.threads), "rows": rows}
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    document = {"runtime": options.runtime, "environment": environment(options.threads), "rows": rows}
+    write(options.out, document)
     return 0
 
 
@@ -112,13 +110,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.forecast",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("forecast", __doc__)
     add = parser.add_argument
     add("--network", action="append", metavar="NAME", help=f"repeatable; {', '.join(NETWORKS)} if left out")
     add("--prunings", type=int, default=30, help="of each network")

@@ -13,7 +13,6 @@ that the plan was made by is checked, and the pruned network's forward has run o
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
 import sys
@@ -29,6 +28,7 @@ from rich.table import Table
 from torch import nn
 
 import structprune as sp
+from benchmarks.command_line import parser_of, write
 from benchmarks.diffusion_unet import stable_diffusion_unet
 from benchmarks.environment import environment
 
@@ -143,10 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(alone.submit(measure, name, options.threads).result())
     console = Console() if sys.stdout.isatty() else Console(width=140)  # a log has no width of its own
     console.print(_table(rows))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"environment": environment(options.threads), "rows": rows}
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    write(options.out, {"environment": environment(options.threads), "rows": rows})
     return 0
 
 
@@ -170,13 +167,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.full_size",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("full_size", __doc__)
     add = parser.add_argument
     add("--only", action="append", choices=NETWORKS, help="one network; repeatable")
     add("--threads", type=int, default=1, help="torch's threads, 1 if left out")

@@ -20,7 +20,6 @@ Weights are those of the factory. A network by latency is chosen anew for each c
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -33,6 +32,7 @@ from torch import nn
 
 import structprune as sp
 from benchmarks.catalogue import factory
+from benchmarks.command_line import parser_of, write
 from benchmarks.environment import environment
 from benchmarks.latency_rows import BY_LATENCY, DENSE, ROWS, by_latency, counts, twins
 from benchmarks.latency_table import plot, summary, table, verdict
@@ -60,11 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(table(f"{name}, {runtime}, batch {runtime.batch}", measured))
     found = verdict(rows)
     console.print(summary(found), markup=False, highlight=False)
-    if options.out is not None:
-        document = {"macs": options.macs, "latency": options.latency or options.macs, "summary": found}
-        document |= {"environment": environment(max(options.threads or [1])), "rows": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    document = {"macs": options.macs, "latency": options.latency or options.macs, "summary": found}
+    document |= {"environment": environment(max(options.threads or [1])), "rows": rows}
+    write(options.out, document)
     if options.plot is not None:
         plot(rows, options.plot)
     return 0
@@ -116,13 +114,7 @@ def measure(models: dict[str, nn.Module], inputs: Inputs, **settings: Any) -> li
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("latency", __doc__)
     add = parser.add_argument
     add(
         "--network", action="append", metavar="NAME", help="repeatable; resnet18 and mobilenet_v2 if left out"

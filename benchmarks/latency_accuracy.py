@@ -34,6 +34,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import structprune as sp
+from benchmarks.command_line import parser_of, write
 from benchmarks.digits_networks import DIGITS_NETWORKS
 from benchmarks.environment import environment
 from benchmarks.latency_accuracy_table import sentences, statistics, tables
@@ -78,12 +79,8 @@ def _written(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    if options.out is not None:
-        document = {"environment": environment(options.threads), "options": _plain(options)}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        fresh = options.out.with_suffix(".partial")
-        fresh.write_text(json.dumps(document | {"figures": statistics(rows), "rows": rows}, indent=1) + "\n")
-        fresh.replace(options.out)
+    document = {"environment": environment(options.threads), "options": _plain(options)}
+    write(options.out, document | {"figures": statistics(rows), "rows": rows})
 
 
 def _fixed(options: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +105,7 @@ def of_network(name: str, seed: int, options: argparse.Namespace) -> list[dict[s
     with torch_threads(options.train_threads):
         for candidate in {id(c): c for p in pairs for c in (p.theirs, p.ours) if c is not None}.values():
             candidate.accuracy = _tuned(candidate.model, train, test, options, seed)
-        for candidate in {id(c): c for p in pairs for c in (p.ours,) if c is not None}.values():
+        for candidate in {id(p.ours): p.ours for p in pairs if p.ours is not None}.values():
             small = sp.apply_plan(model, candidate.plan)
             sp.refit(model, small, candidate.plan, calibration)
             candidate.refitted = _tuned(small, train, test, options, seed)
@@ -147,13 +144,7 @@ def _plain(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency_accuracy",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("latency_accuracy", __doc__)
     add = parser.add_argument
     add("--network", action="append", choices=list(DIGITS_NETWORKS), help="repeatable; both if left out")
     add("--seeds", type=int, default=5, help="how many, from 0")

@@ -12,7 +12,6 @@ used again (`--fresh` takes all anew).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from rich.table import Table
 
 import structprune as sp
 from benchmarks.catalogue import factory
+from benchmarks.command_line import parser_of, write
 from benchmarks.environment import environment
 from structprune.inputs import parse_inputs
 
@@ -58,10 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(_table(rows))
     met = sum(row["met"] for row in rows)
     console.print(f"{met} of {len(rows)} within [-3 %, 0 %] of what was asked")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"runtime": options.runtime, "environment": environment(options.threads), "rows": rows}
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    document = {"runtime": options.runtime, "environment": environment(options.threads), "rows": rows}
+    write(options.out, document)
     return 0 if met == len(rows) else 1
 
 
@@ -131,13 +129,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency_targets",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("latency_targets", __doc__)
     add = parser.add_argument
     add("--network", action="append", metavar="NAME", help=f"repeatable; {', '.join(NETWORKS)} if left out")
     add("--share", action="append", type=float, help="repeatable; 0.75, 0.5 and 0.33 if left out")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import structprune as sp
+from benchmarks.command_line import parser_of, write
 from benchmarks.environment import environment
 from benchmarks.networks import NETWORKS
 
@@ -119,14 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(_table(rows, proofs))
     mean = statistics.geometric_mean(statistics.median(row["ratios"]) for row in rows)
     console.print(f"geometric mean over {len(rows)} networks: {mean:.1f}x")
-    if options.out is not None:
-        document = {
-            "environment": environment(options.threads),
-            "geometric_mean": mean,
-            "resnet18": first["params"],
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(document | {"rows": rows, "verify": proofs}, indent=1) + "\n")
+    figures = {"geometric_mean": mean, "resnet18": first["params"], "rows": rows, "verify": proofs}
+    write(options.out, {"environment": environment(options.threads), **figures})
     return 0
 
 
@@ -149,13 +143,7 @@ def _table(rows: Sequence[dict[str, Any]], proofs: Sequence[dict[str, Any]]) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pruning_speed",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("pruning_speed", __doc__)
     add = parser.add_argument
     add("--network", action="append", choices=sorted(NETWORKS), help="repeatable; four networks if left out")
     add("--turns", type=int, help=f"of both tools, {TURNS} if left out and fewer on slow networks")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import structprune as sp
+from benchmarks.command_line import parser_of, write
 from benchmarks.digits_networks import SmallMobileNet, SmallResNet, SmallVGG
 from benchmarks.environment import environment
 from structprune.data import digits
@@ -116,11 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in options.network or NETWORKS:
             rows += _of_network(name, options)
     (Console() if sys.stdout.isatty() else Console(width=120)).print(_table(rows))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(
-            json.dumps({"environment": environment(options.threads), "rows": rows}, indent=1) + "\n"
-        )
+    write(options.out, {"environment": environment(options.threads), "rows": rows})
     return 0
 
 
@@ -174,13 +170,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scoring_time",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("scoring_time", __doc__)
     add = parser.add_argument
     add("--network", action="append", choices=list(NETWORKS), help="repeatable; all if left out")
     add("--criterion", action="append", choices=(*PAIRS, *ALONE), help="repeatable; all if left out")

@@ -19,7 +19,6 @@ sensitivity: with batch norms estimated anew, and after a refit (`calibration=`)
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import structprune as sp
+from benchmarks.command_line import parser_of, write
 from benchmarks.digits_networks import SmallVGG, SmallViT
 from benchmarks.environment import environment
 from structprune.data import digits
@@ -73,10 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ranks, choices = [*ranks, *found[0]], [*choices, *found[1]]
                 print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
     console.print(_rank_table(ranks), _choice_table(choices), sep="\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"environment": environment(options.threads), "ranks": ranks, "choices": choices}
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    document = {"environment": environment(options.threads), "ranks": ranks, "choices": choices}
+    write(options.out, document)
     return 0
 
 
@@ -269,13 +267,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.sensitivity",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("sensitivity", __doc__)
     add = parser.add_argument
     add("--network", action="append", choices=list(_NETWORKS), help="repeatable; all if left out")
     add("--seeds", type=int, default=3, help="how many: of the split, the weights and the plans")

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import structprune as sp
+from benchmarks.command_line import parser_of, write
 from benchmarks.environment import environment
 from benchmarks.full_size import Clock, peak_bytes
 
@@ -125,10 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
     console = Console() if sys.stdout.isatty() else Console(width=140)  # a log has no width of its own
     console.print(_table(options.network, steps))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"environment": environment(options.threads), "network": options.network, "steps": steps}
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    document = {"environment": environment(options.threads), "network": options.network, "steps": steps}
+    write(options.out, document)
     return 0
 
 
@@ -155,13 +154,7 @@ def _table(network: str, steps: dict[str, dict[str, Any]]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.streaming",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("streaming", __doc__)
     add = parser.add_argument
     add("--network", choices=SHAPES, default="llama-3.2-1b", help="the smaller one if left out")
     add("--folder", type=Path, required=True, help="where the weights go; it needs 4 or 25 GB")
