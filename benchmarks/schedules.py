@@ -1,4 +1,4 @@
-"""One cut, several or a gradual one, with and without sparsity training and refit, at an eighth of the MACs.
+"""One cut, several or a gradual one, with and without sparsity training, refit and distillation, to an eighth of the MACs.
 
 Usage:
     python -m benchmarks.schedules --network resnet --seed 0 --out runs/schedules.jsonl  # a minute or two
@@ -6,18 +6,21 @@ Usage:
 
 The networks, tasks and seeds are those of `benchmarks.accuracy`. Every way has the same number of epochs after the
 dense training, and the same largest learning rate; those in which a group lasso draws channels to zero first are among
-them. Channels are ranked by their L2 norm. "refitted" ones were given `calibration=`, 128 training images. Differences
-are paired within seeds, against the one cut. Rows are appended; what is there is not run again.
+them. Channels are ranked by their L2 norm, but for the cut "by chance". "refitted" ones were given `calibration=`, 128
+training images; "distilled" ones learn from the dense network's logits as well (`Distillation`, its defaults). The
+strength of the lasso is the best of 1e-4, 3e-4, 1e-3 and 3e-3 on seeds 10 and 11, which are not shown (`--strength`).
+Differences are paired within seeds, against the one cut. Rows are appended; what is there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from benchmarks.latency_accuracy_table import paired
 from structprune.runtimes import torch_threads
 from structprune.train import (
     Cubic,
+    Distillation,
     GroupLasso,
     Iterative,
     OneShot,
@@ -45,7 +49,7 @@ from structprune.train import (
 __all__ = ["WAYS", "Way", "accuracy", "main"]
 
 EPOCHS, STEPS, SPARSE = 6, 3, 2
-_STRENGTH = 1e-3
+STRENGTHS = {"resnet": 1e-3, "vgg": 1e-3, "vit": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -55,40 +59,46 @@ class Way:
     schedule: Schedule
     lasso: bool = False
     refitted: bool = False
+    distilled: bool = False
+    criterion: str = "l2"
 
 
-WAYS = {
-    "one cut": Way(OneShot()),
-    "several": Way(Iterative(steps=STEPS)),
-    "gradual": Way(Cubic(STEPS)),
-    "one cut after group lasso": Way(OneShot(), lasso=True),
-    "several after group lasso": Way(Iterative(steps=2), lasso=True),
-    "one cut, refitted": Way(OneShot(), refitted=True),
-    "several, refitted": Way(Iterative(steps=STEPS), refitted=True),
-    "gradual, refitted": Way(Cubic(STEPS), refitted=True),
-    "one cut after group lasso, refitted": Way(OneShot(), lasso=True, refitted=True),
-}
+def _ways() -> Iterator[tuple[str, Way]]:
+    starts = {
+        "one cut": Way(OneShot()),
+        "one cut, by chance": Way(OneShot(), criterion="random"),
+        "several": Way(Iterative(steps=STEPS)),
+        "gradual": Way(Cubic(STEPS)),
+        "one cut after group lasso": Way(OneShot(), lasso=True),
+    }
+    for (title, way), refitted, distilled in itertools.product(starts.items(), (False, True), (False, True)):
+        said = [title, *["refitted"] * refitted, *["distilled"] * distilled]
+        yield ", ".join(said), replace(way, refitted=refitted, distilled=distilled)
+
+
+WAYS = dict(_ways())
 _FIRST = "one cut"
 
 
-def accuracy(bench: Bench, way: Way, share: float) -> float:
-    """The accuracy at the end of one way."""
+def accuracy(bench: Bench, way: Way, share: float, strength: float) -> float:
+    """The accuracy at the end of one way; ``strength`` is the group lasso's."""
     recipe = dict(bench.recipe or {})
     model, left = copy.deepcopy(bench.model), EPOCHS
     if way.lasso:
-        hooks = [GroupLasso(bench.graph, _STRENGTH)]
+        hooks = [GroupLasso(bench.graph, strength)]
         finetune(model, bench.train, seed=bench.seed, hooks=hooks, **recipe | {"epochs": SPARSE})
         left -= SPARSE
     steps = len(way.schedule.shares(1.0, share))
-    options = TrainOptions(seed=bench.seed, **recipe | {"epochs": left // steps})
     result = prune_gradually(
         model.eval(),
         bench.example,
         sp.Budget(macs=share),
         bench.train,
-        options,
+        TrainOptions(seed=bench.seed, **recipe | {"epochs": left // steps}),
         schedule=way.schedule,
+        criterion=way.criterion,
         calibration=[inputs for inputs, _ in bench.calibration] if way.refitted else None,
+        hooks=[Distillation(bench.model)] if way.distilled else (),
     )
     return evaluate(result.model, bench.test)
 
@@ -99,17 +109,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = options.table or options.out
     known = path is not None and path.exists()
     rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()] if known else []
+    wanted = {*(options.way or WAYS)}
     for name in () if options.table else options.network or ("resnet", "vgg", "vit"):
         for seed in options.seed or range(5):
             place = {"network": name, "seed": seed, "share": options.share}
             there = {row["way"] for row in rows if place.items() <= row.items()}
-            if there >= WAYS.keys():
+            if there >= wanted:
                 continue
             with torch_threads(options.threads):
                 bench = trained(NETWORKS[name], seed)
                 for title, way in WAYS.items():
-                    if title not in there:
-                        row = place | {"way": title, "accuracy": accuracy(bench, way, options.share)}
+                    if title in wanted - there:
+                        strength = options.strength or STRENGTHS[name]
+                        row = place | {"way": title, "accuracy": accuracy(bench, way, options.share, strength)}
                         rows.append(row)
                         _append(options.out, row)
     (Console() if sys.stdout.isatty() else Console(width=140)).print(_table(rows))
@@ -155,6 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--network", action="append", choices=("resnet", "vgg", "vit"), help="repeatable; all if left out")
     add("--seed", action="append", type=int, help="repeatable; 0 to 4 if left out")
     add("--share", type=float, default=1 / 8, help="of the MACs")
+    add("--way", action="append", choices=list(WAYS), metavar="WAY", help="repeatable; all if left out")
+    add("--strength", type=float, help="of the group lasso; the network's own if left out")
     add("--threads", type=int, default=1)
     add("--out", type=Path, metavar="FILE", help="append rows as JSON lines")
     add("--table", type=Path, metavar="FILE", help="run nothing: print what the rows of this file say")

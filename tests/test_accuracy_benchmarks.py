@@ -120,12 +120,12 @@ def test_scoring_is_timed_by_turns(
 
 
 def test_ways_to_a_size_are_compared_with_one_cut(
-    quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = ("one cut", "gradual", "one cut after group lasso, refitted")
-    monkeypatch.setattr(schedules, "WAYS", {name: schedules.WAYS[name] for name in kept})
+    kept = ("one cut", "gradual, distilled", "one cut after group lasso, refitted")
     out = tmp_path / "rows.jsonl"
     options = ["--network", "resnet", "--seed", "0", "--seed", "1", "--share", "0.4", "--out", str(out)]
+    options += [part for way in kept for part in ("--way", way)]
     assert schedules.main(options) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["seed"], row["way"]) for row in rows] == [(seed, way) for seed in (0, 1) for way in kept]
