@@ -1,4 +1,4 @@
-"""One cut, several or a gradual one, with and without sparsity training, refit and distillation, to an eighth of the MACs.
+"""One cut, several or a gradual one, with and without sparsity training, refit and distillation: an eighth of the MACs.
 
 Usage:
     python -m benchmarks.schedules --network resnet --seed 0 --out runs/schedules.jsonl  # a minute or two
@@ -8,7 +8,7 @@ The networks, tasks and seeds are those of `benchmarks.accuracy`. Every way has 
 dense training, and the same largest learning rate; those in which a group lasso draws channels to zero first are among
 them. Channels are ranked by their L2 norm, but for the cut "by chance". "refitted" ones were given `calibration=`, 128
 training images; "distilled" ones learn from the dense network's logits as well (`Distillation`, its defaults). The
-strength of the lasso is the best of 1e-4, 3e-4, 1e-3 and 3e-3 on seeds 10 and 11, which are not shown (`--strength`).
+strength of the lasso is the best of 1e-4, 3e-4, 1e-3, ..., 0.1 on seeds 10 and 11, which are not shown (`--strength`).
 Differences are paired within seeds, against the one cut. Rows are appended; what is there is not run again.
 """
 
@@ -18,8 +18,9 @@ import argparse
 import copy
 import itertools
 import json
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ from structprune.train import (
 __all__ = ["WAYS", "Way", "accuracy", "main"]
 
 EPOCHS, STEPS, SPARSE = 6, 3, 2
-STRENGTHS = {"resnet": 1e-3, "vgg": 1e-3, "vit": 1e-3}
+STRENGTHS = {"resnet": 1e-3, "vgg": 1e-3, "vit": 3e-2}
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for title, way in WAYS.items():
                     if title in wanted - there:
                         strength = options.strength or STRENGTHS[name]
-                        row = place | {"way": title, "accuracy": accuracy(bench, way, options.share, strength)}
+                        row = place | {
+                            "way": title,
+                            "accuracy": accuracy(bench, way, options.share, strength),
+                        }
                         rows.append(row)
                         _append(options.out, row)
     (Console() if sys.stdout.isatty() else Console(width=140)).print(_table(rows))
@@ -145,14 +149,20 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         ways.setdefault(row["way"], {})[row["seed"]] = row["accuracy"]
     for (network, share), ways in values.items():
         for title, own in ways.items():
-            seeds = sorted(own.keys() & ways.get(_FIRST, {}).keys())
-            found = paired([own[s] for s in seeds], [ways[_FIRST][s] for s in seeds])
-            low, high = found["interval"] or (float("nan"),) * 2
-            gap = f"{100 * found['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {found['verdict']}"
-            mean = f"{100 * found['ours'][0]:.1f}"
-            gap = "" if title == _FIRST else escape(gap)
-            made.add_row(network, f"{share:.3g}", title, mean, gap, str(len(seeds)))
+            mean = f"{100 * statistics.fmean(own.values()):.1f}"
+            gap = "" if title == _FIRST else escape(_gap(own, ways.get(_FIRST, {})))
+            made.add_row(network, f"{share:.3g}", title, mean, gap, str(len(own)))
     return made
+
+
+def _gap(own: Mapping[int, float], first: Mapping[int, float]) -> str:
+    """By how many points of per cent the one is ahead of the other, over the seeds that both have."""
+    seeds = sorted(own.keys() & first.keys())
+    if not seeds:
+        return ""
+    found = paired([own[seed] for seed in seeds], [first[seed] for seed in seeds])
+    low, high = found["interval"] or (float("nan"),) * 2
+    return f"{100 * found['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {found['verdict']}"
 
 
 def _parser() -> argparse.ArgumentParser:
