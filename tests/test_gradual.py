@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import structprune as sp
 from structprune.errors import BudgetError, InputError, StorageError
@@ -536,6 +536,51 @@ class TestCheckpoint:
             go(net(), points(), floor=0.2)
         with pytest.raises(StorageError, match="another cut: multiple_of None, and 4 here"):
             go(net(), points(), pruning={"multiple_of": 4})
+
+    def test_data_of_other_values_are_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.safetensors"
+        x, y = points().tensors
+
+        def go(data: TensorDataset, validation: TensorDataset) -> GradualResult:
+            return prune_gradually(
+                *(net(), EXAMPLE, sp.Budget(macs=0.5), data, TrainOptions(epochs=1, lr=0.05)),
+                schedule=Iterative(steps=2),
+                validation=validation,
+                checkpoint=file,
+            )
+
+        before = go(points(), points())
+        for name, other in (("inputs", TensorDataset(x + 1, y)), ("targets", TensorDataset(x, 1 - y))):
+            for turn, place in enumerate(("train_data", "validation")):
+                with pytest.raises(StorageError, match=f"{place} has as many .*in its {name}; delete it"):
+                    go(*((other, points()), (points(), other))[turn])
+        assert same(go(TensorDataset(x.clone(), y.clone()), points()).model, before.model)
+
+    @pytest.mark.parametrize("of_its_own", [False, True])
+    def test_data_that_draw_are_no_other_data(self, tmp_path: Path, of_its_own: bool) -> None:
+        class Flips(Dataset[Any]):
+            def __init__(self, labels: Tensor) -> None:
+                self.labels = labels
+                self.draw = torch.Generator() if of_its_own else None
+
+            def __len__(self) -> int:
+                return 48
+
+            def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+                side = torch.rand((), generator=self.draw) < 0.5
+                return points()[place][0] * (1 if side else -1), self.labels[place]
+
+        def go(labels: Tensor) -> None:
+            once = TrainOptions(epochs=1, lr=0.05)
+            sparsify_gradually(
+                net(), 0.5, Flips(labels), once, schedule=Cubic(2), checkpoint=tmp_path / "run"
+            )
+
+        labels = points().tensors[1]
+        for _ in range(3):
+            go(labels)
+        with pytest.raises(StorageError, match="other values in its targets"):
+            go(1 - labels)
 
 
 class TestMasks:

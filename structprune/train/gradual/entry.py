@@ -70,7 +70,8 @@ def prune_gradually(
     is in ``training`` (``loss``, ``accelerator``) to `finetune`. Hooks that belong to one network, as penalties do, are
     given by a function that makes them for each: ``lambda net: [GroupLasso(trace(net, x), 1e-3)]``. ``checkpoint``
     names a file that is written after each step, and from which the same call goes on to the same result if it was
-    interrupted. ``model`` stays as it is unless ``inplace=True``; equal seeds give equal results.
+    interrupted; one of another run is refused, also where only the values of the data are others (some examples are
+    looked up for that). ``model`` stays as it is unless ``inplace=True``; equal seeds give equal results.
 
     Raises BudgetError, InputError and what `prune` and `finetune` raise.
 

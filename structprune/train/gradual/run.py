@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from structprune.tensors import fingerprint, weights_digest
 from structprune.train.evaluation import Metric, evaluate
 from structprune.train.gradual.cuts import Cuts, plain
 from structprune.train.gradual.rounds import Rounds
+from structprune.train.gradual.samples import Samples, differing, samples_of
 from structprune.train.hooks import Metrics
 from structprune.train.optimizer_state import cut_optimizer
 
@@ -184,6 +186,7 @@ class GradualRun:
         """All that the rest of the run depends on, in plain values and tensors, which are those in use."""
         return {
             "of": self._identity(),
+            "samples": self._samples,
             "steps": [asdict(step) for step in self.steps],
             "history": History.of(self.model, self.plans).to_tree(),
             "model": model_state(self.model),
@@ -194,13 +197,20 @@ class GradualRun:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken; raises InputError where that was in another run: of another network,
-        or the same with other weights, with other steps, epochs or floor, or on other numbers of examples.
+        or the same with other weights, with other steps, epochs or floor, or on other data: another number of examples,
+        or other values in some of them, as far as the data set does not draw them.
         """
         for name, own in self._identity().items():
             found = state["of"].get(name)
             if found != own:
                 raise InputError(
                     f"the state is of a gradual run with another {name}: {_difference(found, own)}"
+                )
+        for name, own in self._samples.items():
+            if parts := differing(state["samples"][name], own):
+                raise InputError(
+                    f"the state is of a gradual run on other data: {name} has as many examples, but other values in "
+                    f"its {' and '.join(parts)}"
                 )
         history = History.from_tree(state["history"])
         model = history.build(replica(self.cuts.first, {}))
@@ -244,6 +254,10 @@ class GradualRun:
             "floor": {"floor": floor.least, "max_drop": floor.drop},
             "number of examples": {"train_data": _length(rounds.data), "validation": _length(floor.data)},
         }
+
+    @cached_property
+    def _samples(self) -> dict[str, Samples]:
+        return {"train_data": samples_of(self.rounds.data), "validation": samples_of(self.floor.data)}
 
     def _remembered(self) -> dict[str, Any] | None:
         """What the optimiser remembers, by the names of the parameters."""
