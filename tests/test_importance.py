@@ -22,30 +22,12 @@ from structprune.importance import (
     score,
     square_sum,
 )
+from tests.hand_groups import Group, Member
 
 MAGNITUDE = ("l1", "l2", "linf")
 PLAIN = sorted(
     name for name, function in CRITERIA.items() if needs_of(function) is None
 )  # the others need data
-
-
-@dataclass(frozen=True)
-class Member:
-    tensor: str
-    dim: int
-    index: np.ndarray
-    role: str
-    outer: tuple[tuple[int, np.ndarray], ...] = ()
-
-
-@dataclass(frozen=True)
-class Group:
-    name: str
-    size: int
-    members: tuple[Member, ...]
-    frozen: object | None = None
-    by: tuple[str, ...] = ()
-    rows: int = 1
 
 
 @dataclass(frozen=True)

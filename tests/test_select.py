@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from structprune.errors import BudgetError, InputError
 from structprune.plan import Budget, GroupPlan, PruningPlan
 from structprune.select import select
+from tests.hand_groups import Group, Member
 
 SCOPES = ("layer", "global", "isomorphic")
 
@@ -23,29 +24,6 @@ SCOPES = ("layer", "global", "isomorphic")
 class Frozen:
     reason: str
     where: str = ""
-
-
-@dataclass(frozen=True)
-class Member:
-    tensor: str
-    dim: int
-    index: np.ndarray
-    role: str
-    outer: tuple[tuple[int, np.ndarray], ...] = ()
-
-
-@dataclass(frozen=True)
-class Group:
-    name: str
-    size: int
-    members: tuple[Member, ...] = ()
-    frozen: Frozen | None = None
-    tie: int = -1
-    primary: bool = True
-    by: tuple[str, ...] = ()
-    rows: int = 1
-    kind: str = "conv"
-    rivals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

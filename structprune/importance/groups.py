@@ -30,14 +30,13 @@ import torch
 from numpy.typing import NDArray
 
 from structprune.errors import InputError
+from structprune.group_like import GroupLike, MemberLike
 from structprune.importance.reductions import Reduction
 
 __all__ = [
     "Combination",
     "GraphLike",
-    "GroupLike",
     "GroupTensors",
-    "MemberLike",
     "MemberTensor",
     "group_tensors",
 ]
@@ -46,34 +45,6 @@ _Index = NDArray[np.int64]
 Combination = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`combination(weight, statistic)`: one number for each of a parameter's, of its shape."""
 _Facts = tuple[Callable[[], torch.Tensor], tuple[int, ...], torch.nn.Module | None, bool]
-
-
-class MemberLike(Protocol):
-    @property
-    def tensor(self) -> str: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def index(self) -> NDArray[np.int64]: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def outer(self) -> Sequence[tuple[int, NDArray[np.int64]]]: ...
-
-
-class GroupLike(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def members(self) -> Sequence[MemberLike]: ...
-    @property
-    def frozen(self) -> object | None: ...
-    @property
-    def by(self) -> Sequence[str]: ...
-    @property
-    def rows(self) -> int: ...
 
 
 class GraphLike(Protocol):

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from structprune import group_like
 from structprune.budget import Budget
 from structprune.plan import Keep, PruningPlan
 
@@ -17,7 +18,6 @@ __all__ = [
     "FrozenLike",
     "GraphLike",
     "GroupLike",
-    "MemberLike",
     "Prices",
     "ViolationLike",
     "Worths",
@@ -40,17 +40,6 @@ class Prices:
     alignment: Mapping[str, int]
 
 
-class MemberLike(Protocol):
-    @property
-    def tensor(self) -> str: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def index(self) -> NDArray[np.int64]: ...
-    @property
-    def role(self) -> str: ...
-
-
 class FrozenLike(Protocol):
     @property
     def reason(self) -> str: ...
@@ -58,23 +47,13 @@ class FrozenLike(Protocol):
     def where(self) -> str: ...
 
 
-class GroupLike(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def members(self) -> Sequence[MemberLike]: ...
+class GroupLike(group_like.GroupLike, Protocol):
     @property
     def frozen(self) -> FrozenLike | None: ...
     @property
     def tie(self) -> int: ...
     @property
     def primary(self) -> bool: ...
-    @property
-    def by(self) -> Sequence[str]: ...
-    @property
-    def rows(self) -> int: ...
     @property
     def kind(self) -> str: ...
     @property

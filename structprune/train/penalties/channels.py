@@ -15,7 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from structprune.importance.groups import GroupLike, GroupTensors, MemberTensor, group_tensors
+from structprune.group_like import GroupLike
+from structprune.importance.groups import GroupTensors, MemberTensor, group_tensors
 from structprune.masking.targets import all_targets
 from structprune.tensors import named_tensors
 
