@@ -5,6 +5,7 @@ Importing a module runs its code: only names that the user wrote get here, never
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import os
@@ -19,24 +20,22 @@ from torch import nn
 
 from structprune.errors import InputError
 
-__all__ = ["build_data", "build_loss", "import_module", "lookup", "model_factory"]
+__all__ = ["build_data", "build_loss", "called", "import_module", "lookup", "model_factory"]
 
 _HINT = "name a model as package.module:factory or path/to/file.py:factory"
+_SOURCE = "structprune_source"  # of a module that was imported from a file: where it lies, and what it says
 
 
 def model_factory(name: str) -> Callable[[], nn.Module]:
     """A function without arguments that gives the model `name` stands for; its errors are explained."""
     found = lookup(name)
     if isinstance(found, nn.Module):
-        return lambda: found
+        return lambda: copy.deepcopy(found)  # each time another one, as a function makes it
     if not callable(found):
         raise InputError(f"{name}: expected a callable that returns an nn.Module, got {type(found).__name__}")
 
     def factory() -> nn.Module:
-        try:
-            model = found()
-        except Exception as error:
-            raise InputError(f"{name}() failed{_where(error)}: {type(error).__name__}: {error}") from error
+        model = called(name, found)
         if not isinstance(model, nn.Module):
             raise InputError(f"{name}() returned {type(model).__name__}, expected an nn.Module")
         return model
@@ -52,10 +51,7 @@ def build_data(name: str | None, option: str = "--data") -> Iterable[Any] | None
     """
     found = None if name is None else lookup(name, option)
     if callable(found) and not isinstance(found, Iterable):
-        try:
-            found = found()
-        except Exception as error:
-            raise InputError(f"{name}() failed{_where(error)}: {type(error).__name__}: {error}") from error
+        found = called(name, found)
     if found is not None and not isinstance(found, Iterable):
         raise InputError(
             f"{name}: expected an iterable of batches, or a function that returns one, got {found!r}"
@@ -69,6 +65,14 @@ def build_loss(name: str | None) -> Callable[..., Any] | None:
     if found is not None and not callable(found):
         raise InputError(f"{name}: expected a function of (output, target), got {type(found).__name__}")
     return found
+
+
+def called(name: str, function: Callable[[], Any]) -> Any:
+    """What the function that `name` stands for returns; what it raises is an InputError, with its place."""
+    try:
+        return function()
+    except Exception as error:
+        raise InputError(f"{name}() failed{_where(error)}: {type(error).__name__}: {error}") from error
 
 
 def lookup(name: str, what: str = "model") -> Any:
@@ -120,10 +124,15 @@ def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file that can be imported")
+    source = path.resolve(), path.read_bytes()
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, _SOURCE, None) == source:
+        return loaded  # what it registers, rules and criteria, is registered once
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses and pickling look their module up there
     sys.path.insert(0, str(path.resolve().parent))
     spec.loader.exec_module(module)
+    setattr(module, _SOURCE, source)
     return module
 
 

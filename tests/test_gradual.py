@@ -336,21 +336,29 @@ class TestTraining:
         assert traced[0] > traced[1] == sp.count_params(result.model)
 
     def test_features_of_the_dense_network_and_an_early_end_in_each_step(self) -> None:
-        hooks = [Distillation(net(), features=["0", "2"]), EarlyStopping(1, metric="loss", lower=True)]
+        hint = Distillation(net(), features=["0", "2"])
         options = TrainOptions(epochs=9, lr=0.4, batch_size=16, seed=3)
         budgets = [sp.Budget(macs=math.sqrt(0.3)), sp.Budget(macs=0.3)]
         result = prune_gradually(
-            net(), EXAMPLE, budgets[1], points(), options, schedule=Iterative(steps=2), hooks=hooks
+            net(),
+            EXAMPLE,
+            budgets[1],
+            points(),
+            options,
+            schedule=Iterative(steps=2),
+            training={"distillation": hint},
+            hooks=[EarlyStopping(1, metric="loss")],
         )
         model, plans = net(), list[sp.PruningPlan]()
         for number, budget in enumerate(budgets):
             cut = sp.prune(model, EXAMPLE, budget)
             model, plans = cut.model, [*plans, cut.plan]
-            taught = Distillation(net(), features=["0", "2"], plan=plans)
+            hooks = [
+                Distillation(net(), features=["0", "2"], plan=plans),
+                EarlyStopping(1, metric="loss"),
+            ]
             own = arguments(dataclasses.replace(options, seed=3 + number))
-            log = finetune(
-                model, points(), hooks=[taught, EarlyStopping(1, metric="loss", lower=True)], **own
-            )
+            log = finetune(model, points(), hooks=hooks, **own)
             assert list(result.steps[number].history) == log
         assert same(result.model, model)
         assert any(len(step.history) < 9 for step in result.steps)

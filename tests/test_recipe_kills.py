@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -43,6 +44,16 @@ steps:
     schedule: onecycle
     distillation: {weight: 0.3, features: ["4"]}
     early_stopping: {patience: 1, min_delta: 0.05}
+  - step: prune_gradually
+    budget: {macs: 0.45}
+    schedule: {kind: iterative, steps: 2}
+    calibration: {batches: 2}
+    train:
+      epochs: 2
+      lr: 0.02
+      distillation: {weight: 0.3, features: ["4"]}
+      early_stopping: {patience: 1}
+      penalty: {kind: group_lasso, strength: 0.0001}
   - {step: sparsify, sparsity: 0.5, scope: global}
   - {step: prune, budget: {macs: 0.4}, criterion: random}
   - {step: finetune, epochs: 2, lr: 0.02}
@@ -71,6 +82,12 @@ def finished(recipe: Path, out: Path) -> dict[str, Any]:
     results: dict[str, Any] = json.loads((out / "results.json").read_text())
     assert results["done"]
     return results
+
+
+def files(out: Path) -> set[str]:
+    """What a run's folder holds: all that is there but the numbers of its two states."""
+    names = [str(path.relative_to(out)) for path in out.rglob("*")]
+    return {re.sub(r"^state-\d+\.", "state.", name) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +127,12 @@ def test_killed_at_random_times_it_ends_the_same(
         if not killed:  # the machine has become faster since
             out, seconds = out.with_name(f"{out.name}-again"), seconds / 2
     assert finished(recipe, out) == wanted
-    ours, theirs = (
-        load_file(each / "model" / "model.safetensors") for each in (out, recipe.parent / "alone")
+    alone_out = recipe.parent / "alone"
+    assert (out / "metrics.jsonl").read_text() == (alone_out / "metrics.jsonl").read_text()
+    made = [path.relative_to(alone_out) for path in alone_out.rglob("*") if not path.match("state-*")]
+    assert sorted(path.relative_to(out) for path in out.rglob("*") if not path.match("state-*")) == sorted(
+        made
     )
+    ours, theirs = (load_file(each / "model" / "model.safetensors") for each in (out, alone_out))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -18,6 +18,7 @@ from structprune.archive import read_archive, write_archive
 from structprune.cli import app
 from structprune.cli.exit_codes import ExitCode
 from structprune.recipes.folder import RunFolder
+from structprune.recipes.lines import MetricLines
 from structprune.train import GradualRun
 from structprune.train.options import TrainOptions
 
@@ -36,9 +37,9 @@ def wide():
     return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
 
 class Stops(TensorDataset):
-    "Is interrupted, as by Ctrl-C, at the first example that is asked for while a file named stop is there."
+    "Is interrupted, as by Ctrl-C, at the first batch that is asked for while a file named stop is there."
     def __getitem__(self, index):
-        if os.path.exists("stop"):
+        if index and os.path.exists("stop"):
             os.remove("stop")
             raise KeyboardInterrupt
         return super().__getitem__(index)
@@ -50,6 +51,49 @@ def points():
 
 def nothing():
     return 3
+
+def fails():
+    raise OSError("gone")
+
+def others():
+    return [TensorDataset(torch.zeros(9, 7), torch.zeros(9).long())] * 2
+
+def floats():
+    return [TensorDataset(torch.zeros(9, 6), torch.zeros(9))] * 2
+
+def singles():
+    return [TensorDataset(torch.zeros(9, 6))] * 2
+"""
+
+RULE = """
+import structprune
+
+@torch.library.custom_op("recipes::nothing", mutates_args=())
+def nothing_at_all(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+@structprune.rule("recipes::nothing")
+def nothing_rule(call):
+    call.freeze_all("nothing")
+"""
+
+OWN = """
+def rms(model):
+    return torch.optim.RMSprop(model.parameters(), lr=0.01)
+
+def halves(optimizer, steps):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 ** (3 * step // steps))
+
+def squared(output, target):
+    return (output.softmax(1) - nn.functional.one_hot(target, 3)).square().mean()
+
+def error(model, data):
+    with torch.no_grad():
+        model.eval()
+        return float(torch.stack([squared(model(x[None]), y[None]) for x, y in data]).mean())
+
+def last(group):
+    return torch.arange(group.size)
 """
 
 RECIPE = """\
@@ -90,6 +134,8 @@ steps:
 """
 )
 TAUGHT_STEP = 3
+
+GRADUAL = "{step: prune_gradually, budget: {macs: 0.2}, schedule: {kind: cubic, steps: 2}, train: {epochs: 1, lr: 0.1}}"
 
 
 @pytest.fixture
@@ -153,24 +199,36 @@ class TestReading:
             ("version: 1", "version: 2", r":1: version: Input should be 1 \(got 2\)"),
             ("model: nets.py:small\n", "", r"recipe\.yaml: model: this key is missing"),
             ("model:", "seed: 1\nmodel: a\nmodel:", r":4: the key 'model' is there twice, first in line 3"),
-            ("data: nets.py:points\n", "", r"steps\[0\] \(train\) needs data"),
+            ("data: nets.py:points\n", "", r":5: steps\[0\]: train needs data"),
             ("data: nets.py:points", "data: digit", r":4: data\.name: unknown name 'digit'; did you mean 'digits'\?"),
             ("2x6", "2xsix", r":3: input: .*2xsix"),
             ("sparsity: 0.5", "sparsity: 1.5", r":13: steps\[3\]\.sparsity: .*less than 1"),
-            ("step: evaluate", "step: evaluate, data: validation", "validation: is 0"),
+            ("step: evaluate", "step: evaluate, data: validation", r":17: steps\[7\]: .*validation: is 0"),
             ("step: evaluate", "step: export, file: ../x.onnx", r":17: steps\[7\]\.file: .*plain name"),
             ("version: 1", "version: [1", "is no YAML"),
             ("epochs: 1, lr: 0.01}", "epochs: 1, lr: 0.01, distillation: {temperatur: 2}}",
              r":14: steps\[4\]\.distillation\.temperatur: unknown key; did you mean 'temperature'\?"),
             ("epochs: 1, lr: 0.01}", "epochs: 1, lr: 0.01, distillation: {weight: 2}}",
              r":14: steps\[4\]\.distillation: weight=2\.0: must be in \[0, 1\]"),
-            ("lr: 0.05, ", "lr: 0.05, distillation: {}, ", r"steps\[0\] \(train\) .*nothing is cut before it"),
+            ("lr: 0.05, ", "lr: 0.05, distillation: {}, ", r":6: steps\[0\]: train .*nothing is cut before it"),
             ("lr: 0.05, ", "lr: 0.05, early_stopping: {patience: 0}, ",
              r":6: steps\[0\]\.early_stopping: patience=0: must be at least 1"),
             ("lr: 0.05, ", "lr: 0.05, early_stopping: {patience: 2}, ",
-             r"steps\[0\] \(train\) stops by .* validation: is 0"),
+             r":6: steps\[0\]: train stops by .* validation: is 0"),
             ("{step: evaluate}", "{step: prune_gradually, budget: {macs: 0.2}, schedule: {kind: cubic, steps: 2}, "
-             "train: {epochs: 1, lr: 0.1}}", r"steps\[7\] \(prune_gradually\) comes after sparsify"),
+             "train: {epochs: 1, lr: 0.1}}", r":17: steps\[7\]: prune_gradually comes after sparsify"),
+            ("{step: sparsify, sparsity: 0.5}", f"{GRADUAL[:-1]}, floor: 0.5}}", "a floor for what is measured"),
+            ("{step: evaluate}", f"{GRADUAL[:-1]}, floor: 50}}", r":17: steps\[7\]: floor=50\.0: must be .* share"),
+            ("{step: evaluate}", f"{GRADUAL[:-1]}, rewind: 3}}", r":17: steps\[7\]: rewind repeats"),
+            ("{step: evaluate}", f"{GRADUAL[:-1]}, sensitivity: a.json}}", r"steps\[7\]\.sensitivity: .*valid boolean"),
+            ("{step: evaluate}", GRADUAL.replace("steps: 2", "steps: 0"), r":17: steps\[7\]: Cubic\(steps=0\)"),
+            ("lr: 0.05, ", "lr: 0.05, loss: mse, ", r":6: steps\[0\]\.loss: 'mse': expected package\.module:function"),
+            ("lr: 0.05, ", "lr: 0.05, loss: nets.py:los, label_smoothing: 0.1, ", r"label_smoothing belongs to"),
+            ("lr: 0.05, ", "lr: 0.05, metric: nets.py:m, ", r":6: steps\[0\]: train has a metric on validation"),
+            ("lr: 0.05, ", "lr: 0.05, metric: nets.py:m, early_stopping: {patience: 1}, ", "say metric: metric there"),
+            ("macs: 0.35}", "macs: 0.35}, scope: layer, sensitivity: true", "leave out scope: layer"),
+            ("calibration: {share: 1.0}", "sensitivity: true", r":15: steps\[5\]: sensitivity is measured on data"),
+            ("calibration: {share: 1.0}", "refit: weights", r":15: steps\[5\]: refit is done on data"),
         ],
     )  # fmt: skip
     def test_what_is_wrong_is_said_with_its_place(self, old: str, new: str, message: str) -> None:
@@ -180,7 +238,7 @@ class TestReading:
     def test_options_are_those_that_training_and_budgets_have(self) -> None:
         train, prune = sp.Recipe.parse(RECIPE).steps[:2]
         options = TrainOptions(epochs=2, lr=0.05, batch_size=16, seed=7)
-        assert train.options(7) == options  # type: ignore[union-attr]
+        assert train.options(7, Path()) == options  # type: ignore[union-attr]
         assert prune.budget.make() == sp.Budget(macs=0.6)  # type: ignore[union-attr]
         timed = changed("{macs: 0.6}", "{latency: 0.5, runtime: {name: torch, threads: 2}}").steps[1]
         assert timed.budget.make() == sp.Budget(latency=0.5, runtime=sp.Runtime("torch", 2))  # type: ignore[union-attr]
@@ -202,9 +260,11 @@ class TestReading:
         assert {"epochs", "lr", "label_smoothing", "step"} <= defined["Train"]["properties"].keys()
         assert defined["Train"]["additionalProperties"] is False
         assert defined["Distill"]["properties"].keys() == {
-            "temperature", "weight", "outputs", "features", "feature_weight",
+            "temperature", "weight", "outputs", "features", "feature_weight", "compare",
         }  # fmt: skip
-        assert defined["StopEarly"]["properties"].keys() == {"patience", "metric", "min_delta", "restore"}
+        assert defined["StopEarly"]["properties"].keys() == {
+            "patience", "metric", "lower", "min_delta", "restore",
+        }  # fmt: skip
         mapping = schema["properties"]["steps"]["items"]["discriminator"]["mapping"]
         assert {"train", "finetune", "prune", "sparsify", "evaluate", "export", "measure"} <= mapping.keys()
 
@@ -271,7 +331,12 @@ steps:
   - step: prune_gradually
     budget: {macs: 0.4}
     schedule: {kind: iterative, steps: 3}
-    train: {epochs: 1, lr: 0.01}
+    train:
+      epochs: 4
+      lr: 0.2
+      distillation: {weight: 0.3, features: ["0", "4"]}
+      early_stopping: {patience: 1}
+      penalty: {kind: l1, strength: 0.001}
     max_drop: 1.0
   - {step: sparsify, sparsity: 0.5}
 """,
@@ -281,6 +346,16 @@ steps:
         wanted = sp.run_recipe(recipe, "alone")
         penalised, gradual, _ = wanted.records
         assert penalised["epochs"][-1]["penalty"] > 0
+        epochs = [len(cut["history"]) for cut in gradual["cuts"]]
+        assert min(epochs) < 4
+        assert all(epoch["penalty"] > 0 for cut in gradual["cuts"] for epoch in cut["history"])
+        lines = [json.loads(line) for line in (folder / "alone" / "metrics.jsonl").read_text().splitlines()]
+        assert [(line["step"], line["name"], line.get("gradual_step"), line["epoch"]) for line in lines] == [
+            *((1, "train", None, epoch) for epoch in (1, 2)),
+            *((2, "prune_gradually", n + 1, e + 1) for n, count in enumerate(epochs) for e in range(count)),
+        ]
+        told = [epoch for cut in gradual["cuts"] for epoch in cut["history"]]
+        assert [{name: line[name] for name in told[0]} for line in lines[2:]] == told
         assert [round(cut["asked"]["macs"], 3) for cut in gradual["cuts"]] == [0.737, 0.543, 0.4]
         assert gradual["reached"]
         assert len(wanted.plans) == 3
@@ -289,12 +364,26 @@ steps:
         with pytest.raises(KeyboardInterrupt):
             sp.run_recipe(recipe, "out")
         saved = interrupt(monkeypatch, GradualRun, "save")
-        for _ in range(3):
+        add, within = MetricLines.add, list[int]()
+
+        def then_stop(self: MetricLines, number: int, name: str, cut: int | None, metrics: Any) -> None:
+            add(self, number, name, cut, metrics)
+            if cut == 2 and metrics["epoch"] == 2 and not within:
+                within.append(cut)
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(MetricLines, "add", then_stop)
+        for _ in range(4):
             with pytest.raises(KeyboardInterrupt):
                 sp.run_recipe(recipe, "out")
         again = sp.run_recipe(recipe, "out")
-        assert len(saved) == 3
+        assert (len(saved), within) == (3, [2])
         assert (again.weights, again.records) == (wanted.weights, wanted.records)
+        for name in ("metrics.jsonl", "results.json"):
+            assert (folder / "out" / name).read_text() == (folder / "alone" / name).read_text()
+        assert {path.name for path in (folder / "out").iterdir()} == {
+            path.name for path in (folder / "alone").iterdir()
+        }
 
     def test_a_teacher_and_the_best_weights_are_there_again_after_every_stop(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -313,6 +402,59 @@ steps:
         trained = sum(len(record.get("epochs", ())) for record in wanted.records)
         assert len(kept) == len(recipe.steps) + trained
         assert (result.weights, result.records) == (wanted.weights, wanted.records)
+
+    def test_functions_of_ones_own(self, folder: Path) -> None:
+        text = """\
+validation: 0.4
+steps:
+  - step: train
+    epochs: 3
+    lr: 0.1
+    optimizer: nets.py:rms
+    schedule: nets.py:halves
+    loss: nets.py:squared
+    metric: nets.py:error
+    early_stopping: {patience: 2, metric: metric, lower: true}
+  - {step: prune, budget: {macs: 0.6}, criterion: nets.py:last, loss: nets.py:squared, calibration: {share: 1}}
+  - {step: evaluate, metric: nets.py:error, data: validation}
+"""
+        (folder / "nets.py").write_text(MODULE + OWN)
+        recipe = sp.Recipe.parse(RECIPE[: RECIPE.index("steps:")] + text, "recipe.yaml", folder)
+        result = sp.run_recipe(recipe, "out")
+        epochs = result.records[0]["epochs"]
+        assert [epoch["lr"] for epoch in epochs] == pytest.approx([0.01 / 2**n for n in range(len(epochs))])
+        assert "accuracy" not in epochs[0]
+        errors = [epoch["metric"] for epoch in epochs]
+        assert errors.index(min(errors)) + 1 == result.records[0]["best_epoch"]
+        assert all(
+            group.keep[-1] == group.size - 1 for group in result.plans[0].groups[:1]
+        )  # the last channels
+        assert result.plans[0].criterion == "last"
+        assert result.records[2].keys() == {"step", "data", "metric"}
+        assert f"metric {result.records[2]['metric']:.4g} (validation)" in str(result)
+
+    def test_a_file_that_is_named_twice_registers_its_rules_once(self, folder: Path) -> None:
+        (folder / "nets.py").write_text(MODULE + RULE)
+        assert sp.run_recipe(changed("macs: 0.6", "macs: 0.7"), "out").records
+
+    def test_widths_by_sensitivity_measured_and_taken_up_again(self, folder: Path) -> None:
+        head = RECIPE[: RECIPE.index("steps:")] + "steps:\n"
+        step = "  - {step: prune, budget: {macs: 0.5}, calibration: {share: 1}, sensitivity: %s}\n"
+        first = sp.run_recipe(sp.Recipe.parse(head + step % "true", "recipe.yaml", folder), "first")
+        measured = sp.Sensitivity.load("first/sensitivity-1.json")
+        assert first.records[0]["forecast"]["cut"] == measured.forecast(first.plans[0])
+        again = sp.Recipe.parse(head + step % "first/sensitivity-1.json", "recipe.yaml", folder)
+        assert sp.run_recipe(again, "again").weights == first.weights
+        absent = sp.Recipe.parse(head + step % "first/sensitivity-2.json", "recipe.yaml", folder)
+        with pytest.raises(
+            sp.StorageError, match=r"recipe\.yaml:6: steps\[0\]\.sensitivity: .*sensitivity-2"
+        ):
+            sp.run_recipe(absent, "absent")
+        trained = head + "  - {step: train, epochs: 1, lr: 0.1}\n" + step % "first/sensitivity-1.json"
+        with pytest.raises(
+            sp.InputError, match=r"recipe\.yaml:7: steps\[1\] \(prune\): the sensitivity is stale"
+        ):
+            sp.run_recipe(sp.Recipe.parse(trained, "recipe.yaml", folder), "stale")
 
     def test_the_teacher_is_the_network_before_its_first_cut(self, folder: Path) -> None:
         head, _ = RECIPE.split("steps:\n")
@@ -427,7 +569,40 @@ class TestRefused:
                 r"recipe\.yaml:15: steps\[5\]\.budget\.runtime: runtime='onnxrt' is not known",
             ),
             ("nets.py:points", "nets.py:nothing", "expected .training set, test set."),
-            ("data: {batches", "loss: nets.py:los\n    data: {batches", "has no 'los'"),
+            ("data: {batches", "loss: nets.py:los\n    data: {batches", r"steps\[1\]\.loss: .*has no 'los'"),
+            (
+                "lr: 0.05, ",
+                "lr: 0.05, optimizer: nets.py:os, ",
+                r"steps\[0\]\.optimizer: .*expected a function",
+            ),
+            ("macs: 0.35}", "macs: 0.35}, keep: stem", r":15: steps\[5\]: keep=.*stem"),
+            ("sparsity: 0.5}", "sparsity: 0.5, only: stem}", r":13: steps\[3\]: only='stem' names no weight"),
+            (
+                "lr: 0.05, ",
+                "lr: 0.05, penalty: {kind: l1, strength: 1, only: stem}, ",
+                r":6: steps\[0\]: only=.*stem",
+            ),
+            (
+                "lr: 0.05, ",
+                "lr: 0.05, penalty: {kind: slimming, strength: 1, only: '4'}, ",
+                "Slimming acts on",
+            ),
+            (
+                "nets.py:points",
+                "nets.py:others",
+                r":4: data: the network's forward on an example failed: .*1x7",
+            ),
+            (
+                "nets.py:points",
+                "nets.py:floats",
+                r":6: steps\[0\]: the loss of an example failed: .*[Ff]loat",
+            ),
+            ("nets.py:points", "nets.py:singles", r":4: data: expected pairs \(input, target\)"),
+            (
+                "nets.py:points",
+                "nets.py:fails",
+                r":4: data: nets\.py:fails\(\) failed at nets\.py:\d+: OSError: gone",
+            ),
         ):
             with pytest.raises(sp.InputError, match=message):
                 sp.run_recipe(changed(old, new), "out")
@@ -438,6 +613,8 @@ class TestRefused:
         result = call("run", "recipe.yaml", "--out", "out", "--json")
         assert result.exit_code == ExitCode.BUDGET
         assert json.loads(result.stdout)["error"]["kind"] == "BudgetError"
+        assert "recipe.yaml:7: steps[1]: " in result.stderr
+        assert not (folder / "out").exists()  # seen before the training
 
     @staticmethod
     def interrupted(folder: Path) -> list[Path]:

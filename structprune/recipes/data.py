@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from structprune import data as loaders
-from structprune.by_name import lookup
+from structprune.by_name import called, lookup
 from structprune.errors import InputError
 from structprune.recipes.fields import Derived, Strict, derived
+from structprune.recipes.functions import beside
 
 __all__ = ["Data", "DataSource", "OwnData", "Samples"]
 
@@ -70,7 +71,7 @@ class OwnData(Strict):
     def load(self, base: Path) -> tuple[Dataset[Any], Dataset[Any]]:
         """Training and test set; raises InputError for a function that gives anything else."""
         found = lookup(beside(self.function, base), "data")
-        made = found() if callable(found) else found
+        made = called(self.function, found) if callable(found) else found
         if not isinstance(made, (tuple, list)) or len(made) != 2:
             raise InputError(f"{self.function}: expected (training set, test set), got {type(made).__name__}")
         return made[0], made[1]
@@ -108,15 +109,13 @@ class Data:
     def __init__(self, train: Dataset[Any], test: Dataset[Any], held_back: float, seed: int) -> None:
         order = torch.randperm(_size(train), generator=torch.Generator().manual_seed(seed)).tolist()
         cut = round(held_back * len(order))
+        if held_back and not 0 < cut < len(order):
+            raise InputError(
+                f"validation: {held_back} of {len(order)} examples leaves no two sets: say another share"
+            )
         self.test = test
         self.train: Dataset[Any] = Subset(train, sorted(order[cut:])) if cut else train
         self.validation: Dataset[Any] | None = Subset(train, sorted(order[:cut])) if cut else None
-
-
-def beside(name: str, base: Path) -> str:
-    """`file.py:function` with the file beside the recipe; any other name as it is."""
-    file, colon, attribute = name.rpartition(":")
-    return f"{base / file}{colon}{attribute}" if file.endswith(".py") else name
 
 
 def _size(data: Dataset[Any]) -> int:

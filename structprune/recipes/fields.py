@@ -17,7 +17,10 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["Derived", "Strict", "derived", "did_you_mean"]
+__all__ = ["Derived", "Names", "Strict", "derived", "did_you_mean", "names"]
+
+Names = str | list[str]
+"""One name, or several."""
 
 
 class Strict(BaseModel):
@@ -74,6 +77,11 @@ def did_you_mean(given: str, known: typing.Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+
+
+def names(given: Names) -> list[str]:
+    """One name or several, as several."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _made(value: Any) -> Any:

@@ -17,11 +17,13 @@ from filelock import FileLock, Timeout
 
 from structprune.archive import read_archive, write_archive, write_text
 from structprune.errors import InputError, StorageError
+from structprune.recipes.lines import MetricLines
 from structprune.recipes.recipe import Recipe
 
 __all__ = ["RunFolder"]
 
 RECIPE, RESULTS, DENSE, LOCK = "recipe.json", "results.json", "dense.safetensors", ".lock"
+LINES = "metrics.jsonl"
 _KEPT = 2
 
 
@@ -32,6 +34,7 @@ class RunFolder:
         self.path = Path(path)
         self.notes: list[str] = []
         """What was found damaged, and what was done about it."""
+        self.lines = MetricLines(self.path / LINES)
         self._number = 0
 
     @contextmanager
@@ -103,7 +106,8 @@ class RunFolder:
             was, given = before.model_dump(mode="json"), recipe.model_dump(mode="json")
             if was == given:
                 return
-            begun = self._begun()
+            begun = self.begun(self.newest())
+            self.notes.clear()  # whoever takes up the run reads it again
             changed = _differences(_first(was, begun), _first(given, begun)) if begun else []
             if changed:
                 raise InputError(
@@ -117,16 +121,18 @@ class RunFolder:
             raise InputError(f"{self.path} holds {others[0]} and no run of a recipe: name a new folder")
         write_text(own, recipe.to_json())
 
-    def _begun(self) -> int:
-        """The number of steps that are done, and of the one that left a state on its way."""
-        state = self.newest()
-        self.notes.clear()  # whoever takes up the run reads it again
+    def begun(self, state: Mapping[str, Any] | None) -> int:
+        """The number of steps that are done in a state, and of the one that left something on its way."""
         done, under_way = (0, False) if state is None else (int(state["step"]), state["run"] is not None)
         return done + (under_way or self.gradual(done).exists())
 
     def gradual(self, step: int) -> Path:
         """Where a gradual step, by its index, keeps how far it is."""
         return self.path / f"gradual-{step + 1}.safetensors"
+
+    def sensitivity(self, step: int) -> Path:
+        """Where the sensitivity that a step, by its index, has measured is kept."""
+        return self.path / f"sensitivity-{step + 1}.json"
 
     def _state(self, number: int) -> Path:
         return self.path / f"state-{number:06d}.safetensors"

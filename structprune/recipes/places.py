@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from structprune.errors import InputError
+from structprune.errors import InputError, StructpruneError
 from structprune.recipes.fields import did_you_mean
 
-__all__ = ["Document", "explained", "read"]
+__all__ = ["Document", "explained", "read", "told_at"]
 
 Place = tuple[str | int, ...]
 _MOST = 5  # errors that are told at once
+_SAID = ("value_error", "unknown_key", "misplaced")  # kinds of errors whose message says what was given
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ def read(text: str, name: str, as_json: bool = False) -> Document:
         raise InputError(f"{name} is no YAML: {error}") from None
 
 
+@contextmanager
+def told_at(place: str) -> Iterator[None]:
+    """Inside, what structprune raises begins with the place in the recipe; its kind stays."""
+    try:
+        yield
+    except StructpruneError as error:
+        error.args = (f"{place}: {error}", *error.args[1:])
+        raise
+
+
 def explained(error: ValidationError, document: Document) -> str:
     """The first few errors, each with its place, its line, and what to do."""
     found = list(dict.fromkeys(_told(each, document) for each in error.errors(include_url=False)))
@@ -77,7 +89,7 @@ def _message(error: Any) -> str:
         key = context["discriminator"].strip("'")
         return f"unknown {key} {context['tag']!r}; {did_you_mean(context['tag'], known)}"
     message = str(error["msg"]).removeprefix("Value error, ")
-    plain = isinstance(given, (str, int, float, bool)) and error["type"] not in ("value_error", "unknown_key")
+    plain = isinstance(given, (str, int, float, bool)) and error["type"] not in _SAID
     return f"{message} (got {given!r})" if plain else message
 
 
@@ -93,6 +105,8 @@ def _place(error: Any, content: Any) -> Place:
         steps.append(error["loc"][-1])
     elif error["type"] == "unknown_key":
         steps.append(error["ctx"]["key"])
+    elif error["type"] == "misplaced":
+        steps += error["ctx"]["place"]
     elif error["type"].startswith("union_tag_i"):
         steps.append(error["ctx"]["discriminator"].strip("'"))
     return tuple(steps)

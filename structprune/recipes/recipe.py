@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from structprune.errors import InputError
 from structprune.inputs import parse_inputs
@@ -23,6 +24,7 @@ from structprune.recipes.steps import (
     Step,
     Train,
     kind_of,
+    trainings,
 )
 
 __all__ = ["Recipe"]
@@ -119,36 +121,45 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
-        files = [step.file for step in self.steps if isinstance(step, Export)]
         for number, step in enumerate(self.steps):
-            place = f"steps[{number}] ({kind_of(step)})"
-            drawn = isinstance(step, Cutting) and (step.data or step.calibration)
-            if self.data is None and (drawn or isinstance(step, (Train, Evaluate, PruneGradually))):
-                raise ValueError(f"{place} needs data, and the recipe names none")
-            if isinstance(step, Evaluate) and step.data == "validation" and not self.validation:
-                raise ValueError(f"{place} is on the validation data, but validation: is 0")
-            if isinstance(step, PruneGradually):
-                self._fits_gradually(step, number, place)
-            if isinstance(step, Train):
-                self._fits_training(step, number, place)
-            if isinstance(step, Export) and files.count(step.file) > 1:
-                raise ValueError(f"{place} writes {step.file}, and another step writes it too")
+            problem = self._problem(step, self.steps[:number])
+            if problem is not None:
+                raise PydanticCustomError(
+                    "misplaced",
+                    "{problem}",
+                    {"place": ["steps", number], "problem": f"{kind_of(step)} {problem}"},
+                )
         return self
 
-    def _fits_training(self, step: Train, number: int, place: str) -> None:
-        cut = any(isinstance(before, (Cutting, Sparsify)) for before in self.steps[:number])
-        if step.distillation is not None and not cut:
-            raise ValueError(
-                f"{place} has the network before its first cut for a teacher: nothing is cut before it"
-            )
-        if step.early_stopping is not None and step.early_stopping.by_accuracy and not self.validation:
-            raise ValueError(
-                f"{place} stops by the accuracy on validation data, but validation: is 0; hold some back, or say "
-                "metric: loss"
-            )
+    def _problem(self, step: Any, before: list[Any]) -> str | None:
+        """Why a step cannot be done after those before it, with the data that the recipe names."""
+        drawn = isinstance(step, Cutting) and (step.data or step.calibration)
+        if self.data is None and (drawn or trainings(step) or isinstance(step, Evaluate)):
+            return "needs data, and the recipe names none"
+        if isinstance(step, Export) and any(isinstance(e, Export) and e.file == step.file for e in before):
+            return f"writes {step.file}, and an earlier step writes it too"
+        if isinstance(step, PruneGradually) and any(isinstance(each, Sparsify) for each in before):
+            return "comes after sparsify, whose masks it would lose: sparsify after it"
+        if isinstance(step, Train) and step.distillation is not None and not any(map(_cuts, before)):
+            return "has the network before its first cut for a teacher: nothing is cut before it"
+        if not self.validation:
+            return self._unmeasured(step)
+        return None
 
-    def _fits_gradually(self, step: PruneGradually, number: int, place: str) -> None:
-        if (step.floor is not None or step.max_drop is not None) and not self.validation:
-            raise ValueError(f"{place} has a floor for the accuracy on validation data, but validation: is 0")
-        if any(isinstance(before, Sparsify) for before in self.steps[:number]):
-            raise ValueError(f"{place} comes after sparsify, whose masks it would lose: sparsify after it")
+    def _unmeasured(self, step: Any) -> str | None:
+        """What a step would measure on validation data, of which there are none."""
+        none = "on validation data, but validation: is 0; hold some back"
+        if isinstance(step, Evaluate) and step.data == "validation":
+            return f"is {none}"
+        if isinstance(step, PruneGradually) and step.measures:
+            return f"has a floor for what is measured {none}"
+        for _, training in trainings(step):
+            if training.metric is not None:
+                return f"has a metric {none}"
+            if training.measures:
+                return f"stops by the accuracy {none}, or say metric: loss"
+        return None
+
+
+def _cuts(step: Any) -> bool:
+    return isinstance(step, (Cutting, Sparsify))

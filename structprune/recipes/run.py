@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,23 +15,22 @@ from torch import nn
 
 from structprune.arguments import typed
 from structprune.assembly import trace
-from structprune.by_name import lookup, model_factory
+from structprune.by_name import model_factory
 from structprune.errors import InputError
-from structprune.inputs import normalize_inputs, parse_inputs
-from structprune.observe import Twin
+from structprune.inputs import parse_inputs
 from structprune.plan import PruningPlan
 from structprune.randomness import seeded
-from structprune.recipes.data import Data, beside
-from structprune.recipes.fields import did_you_mean
+from structprune.recipes.checks import require_possible
+from structprune.recipes.data import Data
 from structprune.recipes.folder import RunFolder
+from structprune.recipes.functions import beside
+from structprune.recipes.places import told_at
 from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network
-from structprune.recipes.steps import Cutting, Measure, Train, kind_of
+from structprune.recipes.steps import kind_of
 from structprune.recipes.told import told
 from structprune.recipes.work import Work
 from structprune.rewriting import rewrite
-from structprune.runtime_settings import Runtime
-from structprune.runtimes import require_known
 from structprune.storage import save
 from structprune.tensors import weights_digest
 
@@ -102,11 +101,12 @@ def run_recipe(
             step = recipe.steps[number]
             work.progress = partial(_tell, progress, number, steps, kind_of(step))
             work.progress(0, 0)
-            with seeded(recipe.seed):
+            with seeded(recipe.seed), told_at(f"{recipe.at('steps', number)} ({kind_of(step)})"):
                 record = {"step": kind_of(step), **work.do(step)}
             work.network.records.append(_plain(record))
             work.network.step = number + 1
             folder.keep(work.network.to_tree())
+            folder.gradual(number).unlink(missing_ok=True)
             folder.write_results(_results(work.network, done=False))
         return _finish(work, resumed)
 
@@ -115,57 +115,20 @@ def _prepared(recipe: Recipe, folder: RunFolder) -> Work:
     """The run at its beginning: all that the recipe names is looked up and built before anything is written."""
     example = parse_inputs(recipe.input, recipe.seed)
     build, data = partial(_built, recipe, example), None
-    network = Network(build, build())
+    with told_at(recipe.at("model")):
+        network = Network(build, build())
     with seeded(recipe.seed):
         if recipe.data is not None:
-            data = Data(*recipe.data.load(recipe.base), recipe.validation, recipe.seed)
-        _require_fitting(recipe, network.model, example)
-        for number, step in enumerate(recipe.steps):
-            _require_named(recipe, network.model, number, step)
+            with told_at(recipe.at("data")):
+                data = Data(*recipe.data.load(recipe.base), recipe.validation, recipe.seed)
+        require_possible(recipe, network.model, example, data)
     return Work(recipe, network, folder, example, data, lambda done, total: None)
-
-
-def _require_fitting(recipe: Recipe, model: nn.Module, example: Any) -> None:
-    args, kwargs = normalize_inputs(example)
-    try:
-        Twin(model).run(*args, **kwargs)
-    except Exception as error:
-        raise InputError(
-            f"{recipe.at('input')}: the network's forward failed on inputs of these sizes: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _require_named(recipe: Recipe, model: nn.Module, number: int, step: Any) -> None:
-    """Raises InputError where a step names what there is not; what the recipe's own files register is there by now."""
-    if isinstance(step, Cutting):
-        _require_runtime(step.budget.make().runtime, recipe.at("steps", number, "budget", "runtime"))
-        if step.loss is not None:
-            lookup(beside(step.loss, recipe.base), "loss")
-    if isinstance(step, Measure):
-        _require_runtime(step.on(), recipe.at("steps", number, "runtime"))
-    if isinstance(step, Train) and step.distillation is not None:
-        place = recipe.at("steps", number, "distillation", "features")
-        _require_layers(model, step.distillation.layers, place)
-
-
-def _require_runtime(runtime: Runtime, place: str) -> None:
-    try:
-        require_known(runtime)
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from None
-
-
-def _require_layers(model: nn.Module, layers: Iterable[str], place: str) -> None:
-    known = [name for name, _ in model.named_modules() if name]
-    for layer in layers:
-        if layer not in known:
-            raise InputError(f"{place}: the network has no layer {layer!r}; {did_you_mean(layer, known)}")
 
 
 def _resumed(work: Work) -> int:
     """The number of steps that the folder has done; the run is then as it was after them."""
     state = work.folder.newest()
+    work.folder.lines.drop_after(work.folder.begun(state))
     if state is not None:
         work.network.load_tree(state)
         work.run = state["run"]

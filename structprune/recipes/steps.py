@@ -2,70 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
-from torch import nn
+from torch.utils.data import Dataset, TensorDataset
 
 from structprune.budget import Budget
-from structprune.importance import CRITERIA, needs_of
-from structprune.plan import PruningPlan
+from structprune.importance import CRITERIA, Criterion, needs_of, options_of
 from structprune.recipes.data import Samples
-from structprune.recipes.fields import Derived, Strict, derived, did_you_mean
+from structprune.recipes.fields import Derived, Names, Strict, derived, did_you_mean
+from structprune.recipes.functions import Function, NameOrFunction, function, is_own
+from structprune.recipes.training import Training
 from structprune.runtime_settings import Runtime
-from structprune.train.distillation import Distillation
-from structprune.train.gradual import Cubic, Iterative, OneShot
-from structprune.train.options import TrainOptions
-from structprune.train.stopping import EarlyStopping
+from structprune.train.evaluation import evaluate
+from structprune.train.gradual import Cubic, Iterative, OneShot, Schedule
+from structprune.train.gradual.run import Floor
 
 __all__ = [
     "Cutting",
-    "Distill",
     "Evaluate",
     "Export",
     "Measure",
-    "Penalize",
     "Prune",
     "PruneGradually",
     "Sparsify",
     "Step",
-    "StopEarly",
     "Train",
+    "kind_of",
+    "trainings",
 ]
 
 if TYPE_CHECKING:
     _BudgetFields: TypeAlias = Derived
-    _TrainFields: TypeAlias = Derived
-    _DistillFields: TypeAlias = Derived
-    _StopFields: TypeAlias = Derived
     _RuntimeFields: TypeAlias = Derived
     _OneShot: TypeAlias = Derived
     _Iterative: TypeAlias = Derived
     _Cubic: TypeAlias = Derived
 else:
     _BudgetFields = derived(Budget, "_BudgetFields")
-    _TrainFields = derived(TrainOptions, "_TrainFields", seed=(int | None, None))
-    _DistillFields = derived(
-        Distillation,
-        "_DistillFields",
-        leave_out=("teacher", "compare", "plan"),
-        outputs=(str | int | list[str | int] | None, None),
-        features=(list[str], []),
-    )
-    _StopFields = derived(
-        EarlyStopping,
-        "_StopFields",
-        leave_out=("lower",),
-        metric=(Literal["accuracy", "loss"], "accuracy"),
-    )
     _OneShot, _Iterative, _Cubic = (
         derived(kind, f"_{kind.__name__}") for kind in (OneShot, Iterative, Cubic)
     )
     _RuntimeFields = derived(Runtime, "_RuntimeFields", leave_out=("name",))
 
-Names = str | list[str]
+_NO_DATA: Dataset[Any] = TensorDataset()
 
 
 class Limits(_BudgetFields):
@@ -77,88 +58,23 @@ class Limits(_BudgetFields):
         return self
 
 
-class Training(_TrainFields):
-    """The options of `structprune.train.finetune`; `seed` is the recipe's if left out."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> Training:
-        self.options(0)
-        return self
-
-    def options(self, seed: int) -> TrainOptions:
-        """The options, with the recipe's seed where there is none."""
-        own = self.seed  # type: ignore[attr-defined]
-        return self.make(seed=seed if own is None else own)  # type: ignore[no-any-return]
-
-
-class Penalize(Strict):
-    """A penalty on the channels that can be cut, as those of `structprune.train`: channels become exactly zero."""
-
-    kind: Literal["l1", "l2", "group_lasso", "slimming"]
-    strength: Annotated[float, Field(ge=0)]
-    only: Names = Field(default_factory=list)
-    keep: Names = Field(default_factory=list)
-    proximal: bool = True
-    growth: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-
-class Distill(_DistillFields):
-    """What the network before its first cut teaches, as `structprune.train.Distillation`: the channels that were kept
-    of the results of `features`, names of layers, and the outputs."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> Distill:
-        self.by(nn.Identity())
-        return self
-
-    @property
-    def layers(self) -> list[str]:
-        """The names of the layers whose results are compared."""
-        return self.features  # type: ignore[attr-defined,no-any-return]
-
-    def by(self, teacher: nn.Module, plans: Sequence[PruningPlan] = ()) -> Distillation:
-        """The hook; `plans` lead from the teacher to the network that is trained."""
-        return self.make(teacher=teacher, plan=plans)  # type: ignore[no-any-return]
-
-
-class StopEarly(_StopFields):
-    """Training ends when the accuracy on the validation data no longer rises (or the training loss no longer falls),
-    and the best weights come back, as `structprune.train.EarlyStopping` does it."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> StopEarly:
-        self.hook()
-        return self
-
-    @property
-    def by_accuracy(self) -> bool:
-        """Whether it goes by the accuracy on the validation data."""
-        return bool(self.metric == "accuracy")  # type: ignore[attr-defined]
-
-    def hook(self) -> EarlyStopping:
-        """The hook, at its beginning."""
-        return self.make(lower=not self.by_accuracy)  # type: ignore[no-any-return]
-
-
 class Train(Training):
     """Training or fine-tuning, with a penalty, a teacher and an early end where they are named."""
 
     step: Literal["train", "finetune"]
-    penalty: Penalize | None = None
-    distillation: Distill | None = None
-    early_stopping: StopEarly | None = None
 
 
 class Cutting(Strict):
     """How channels are cut, as `structprune.prune` takes it. `data` and `calibration` are drawn from the training data;
-    `loss` is package.module:function or file.py:function."""
+    `criterion` is a name or a function, `loss` a function: package.module:function or file.py:function."""
 
     budget: Limits
-    criterion: str = "l2"
+    criterion: NameOrFunction = "l2"
     data: Samples | None = None
-    loss: str | None = None
+    loss: Function = None
     calibration: Samples | None = None
     refit: Names | None = None
+    sensitivity: bool = False
     scope: Literal["layer", "global", "isomorphic", "value"] | None = None
     multiple_of: Annotated[int, Field(ge=1)] | None = None
     min_channels: int | dict[str, int] = 1
@@ -174,23 +90,44 @@ class Cutting(Strict):
     @field_validator("criterion")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in CRITERIA:
+        if name not in CRITERIA and not is_own(name):
             raise ValueError(f"unknown criterion {name!r}; {did_you_mean(name, CRITERIA)}")
         return name
 
     @model_validator(mode="after")
     def _has_data(self) -> Cutting:
-        if self.data is None and self.calibration is None and needs_of(CRITERIA[self.criterion]) is not None:
+        nothing = self.data is None and self.calibration is None
+        if nothing and not is_own(self.criterion) and needs_of(CRITERIA[self.criterion]) is not None:
             raise ValueError(
                 f"criterion {self.criterion!r} is worked out on data: say data: {{batches: 8}}, or calibration:"
             )
+        if nothing and self.sensitivity is True:
+            raise ValueError("sensitivity is measured on data: say calibration: {batches: 8}, or data:")
+        if self.refit and self.calibration is None:
+            raise ValueError("refit is done on data: say calibration: {batches: 8}")
+        if self.sensitivity and self.scope not in (None, "value"):
+            raise ValueError(f"with sensitivity widths are chosen by the loss: leave out scope: {self.scope}")
         return self
+
+    def by(self, base: Path) -> str | Criterion:
+        """The criterion: its name, or the function of one's own that is named."""
+        return function(self.criterion, base, "criterion") if is_own(self.criterion) else self.criterion
+
+    def draws(self, base: Path) -> bool:
+        """Whether the criterion draws random numbers, and so takes a seed."""
+        found = self.by(base)
+        return any(
+            "seed" in each for each in options_of(CRITERIA[found] if isinstance(found, str) else found)
+        )
 
 
 class Prune(Cutting):
-    """A cut to a budget, proven."""
+    """A cut to a budget, proven. With `sensitivity: true` widths are chosen by the forecast of the loss, which is
+    measured on the calibration data (or `data`) and kept in the run's folder; with a file beside the recipe by what
+    `structprune.Sensitivity` saved there."""
 
     step: Literal["prune"]
+    sensitivity: bool | str = False  # type: ignore[assignment]  # wider than a gradual step's
 
 
 class OneShotFields(_OneShot):
@@ -213,15 +150,44 @@ class CubicFields(_Cubic):
 
 class PruneGradually(Cutting):
     """Cuts in steps of a schedule with training after each, as `structprune.train.prune_gradually` makes them. Stopped,
-    it goes on after the last of these steps that was done."""
+    it goes on after the last of these steps that was done.
+
+    The `train` of each step has a penalty for its own network; its teacher is the network before the recipe's first
+    cut, of which it keeps what all plans so far do; early stopping begins anew in each, whose best weights the next
+    one cuts. Where training goes on from step to step (`cubic`, or `carry`), the learning rate is still that of the
+    whole schedule, and the optimiser remembers the epochs after the best as well. `floor` and `max_drop` are of the
+    accuracy on the validation data, or of the training's own `metric`.
+    """
 
     step: Literal["prune_gradually"]
     schedule: Annotated[OneShotFields | IterativeFields | CubicFields, Field(discriminator="kind")]
     train: Training
     final_epochs: Annotated[int, Field(ge=1)] | None = None
     rewind: Annotated[int, Field(ge=1)] | None = None
+    carry: bool | None = None
     floor: float | None = None
     max_drop: float | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> PruneGradually:
+        if self.measures:
+            own = None if self.train.metric is None else evaluate  # of which only the presence counts here
+            Floor(_NO_DATA, own, self.floor, self.max_drop)
+        schedule: Schedule = self.schedule.make()
+        if self.rewind is not None:
+            if schedule.trains_on if self.carry is None else self.carry:
+                raise ValueError("rewind repeats a part of the training in each step, and this one trains on")
+            if self.rewind < self.train.epochs:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"rewind: {self.rewind} is the number of epochs that the network was trained for, whose last ones "
+                    "are repeated: it must be at least the epochs of a step"
+                )
+        return self
+
+    @property
+    def measures(self) -> bool:
+        """Whether it has a floor for what is measured on the validation data."""
+        return self.floor is not None or self.max_drop is not None
 
 
 class Sparsify(Strict):
@@ -244,10 +210,11 @@ class Sparsify(Strict):
 
 
 class Evaluate(Strict):
-    """The accuracy on the test set, or on another."""
+    """The accuracy on the test set, or on another; or a metric of one's own, a function of (network, data set)."""
 
     step: Literal["evaluate"]
     data: Literal["test", "train", "validation"] = "test"
+    metric: Function = None
     batch_size: Annotated[int, Field(ge=1)] = 256
 
 
@@ -292,11 +259,13 @@ Step = Annotated[
 ]
 
 
-def names(given: Names) -> list[str]:
-    """One name or several, as several."""
-    return [given] if isinstance(given, str) else list(given)
-
-
 def kind_of(step: Any) -> str:
     """The word by which a recipe names the step."""
     return str(step.step)
+
+
+def trainings(step: Any) -> list[tuple[tuple[str, ...], Training]]:
+    """The training that a step does, with its place in the step; none where it does not train."""
+    if isinstance(step, Train):
+        return [((), step)]
+    return [(("train",), step.train)] if isinstance(step, PruneGradually) else []

@@ -23,6 +23,7 @@ def _train(record: Record) -> str:
     first, last = record["epochs"][0], record["epochs"][-1]
     text = f"{len(record['epochs'])} epochs, loss {first['loss']:.3f} -> {last['loss']:.3f}"
     text += f", accuracy {100 * last['accuracy']:.1f} % (validation)" if "accuracy" in last else ""
+    text += f", metric {last['metric']:.4g} (validation)" if "metric" in last else ""
     return text + (f", epoch {record['best_epoch']} the best" if "best_epoch" in record else "")
 
 
@@ -48,7 +49,12 @@ def _sparsify(record: Record) -> str:
 
 
 def _evaluate(record: Record) -> str:
-    return f"accuracy {100 * record['accuracy']:.1f} % ({record['data']})"
+    what = (
+        f"metric {record['metric']:.4g}"
+        if "metric" in record
+        else f"accuracy {100 * record['accuracy']:.1f} %"
+    )
+    return f"{what} ({record['data']})"
 
 
 def _export(record: Record) -> str:

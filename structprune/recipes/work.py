@@ -10,24 +10,24 @@ from typing import Any
 
 from torch import nn
 
-from structprune.by_name import build_loss
 from structprune.engines import trace
 from structprune.export import export_onnx
 from structprune.history import masked, model_state
-from structprune.importance import draws
 from structprune.latency import measure_latency, ratio
 from structprune.masking import finalize, nonzeros, sparsify
 from structprune.masking.mask import put_mask
 from structprune.masking.targets import all_targets
 from structprune.measure import count_params
 from structprune.pipeline import PruneResult, prune
-from structprune.recipes.data import Data, beside
+from structprune.recipes.data import Data
+from structprune.recipes.fields import names
 from structprune.recipes.folder import RunFolder
+from structprune.recipes.functions import function
+from structprune.recipes.lines import EpochLines
 from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network
 from structprune.recipes.steps import (
     Cutting,
-    Distill,
     Evaluate,
     Export,
     Measure,
@@ -35,17 +35,16 @@ from structprune.recipes.steps import (
     PruneGradually,
     Sparsify,
     Train,
-    names,
+    kind_of,
 )
+from structprune.recipes.training import Distill, Training
+from structprune.sensitivity import Sensitivity
 from structprune.surgery import apply_plan
 from structprune.train import (
-    L1,
-    L2,
     Distillation,
-    GroupLasso,
+    EarlyStopping,
     Hook,
     Run,
-    Slimming,
     evaluate,
     finetune,
     prune_gradually,
@@ -55,8 +54,6 @@ from structprune.train.hooks import Metrics
 __all__ = ["Work"]
 
 Record = dict[str, Any]
-
-_PENALTIES = {"l1": L1, "l2": L2, "group_lasso": GroupLasso, "slimming": Slimming}
 
 
 @dataclass
@@ -79,19 +76,13 @@ class Work:
 
     @do.register
     def _train(self, step: Train) -> Record:
-        options, data = step.options(self.recipe.seed), self._data
+        options, model = step.options(self.recipe.seed, self.recipe.base), self.network.model
         stopping = None if step.early_stopping is None else step.early_stopping.hook()
-        last: list[Hook] = [] if stopping is None else [stopping]  # it judges what the others have measured
-        last.append(_Keeper(self.network, self.folder, self.run))
-        log = finetune(
-            self.network.model,
-            data.train,
-            **vars(options),
-            validation=data.validation,
-            progress=self.progress,
-            distillation=None if step.distillation is None else self._teacher(step.distillation),
-            hooks=(*self._penalties(step), *last),
-        )
+        hooks = [
+            *self._hooks(step, kind_of(step), model, stopping),
+            _Keeper(self.network, self.folder, self.run),
+        ]
+        log = finetune(model, self._data.train, **vars(options), **self._training(step), hooks=hooks)
         self.run = None
         return {"epochs": log, **({} if stopping is None else {"best_epoch": stopping.best_epoch})}
 
@@ -104,12 +95,13 @@ class Work:
             plain,
             self.example,
             step.budget.make(),
-            step.criterion,
-            data=self._drawn(step.data, step),
-            calibration=self._drawn(step.calibration, step),
-            progress=self.progress,
+            **self._cutting(step),
             **self._pruning(step),
+            sensitivity=self._sensitivity(step),
+            progress=self.progress,
         )
+        if step.sensitivity is True and result.sensitivity is not None:
+            result.sensitivity.save(self.folder.sensitivity(network.step))
         network.model = _masked_again(network.model, plain, result, masks) if masks else result.model
         network.plans = (*network.plans, result.plan)
         return _pruned(result)
@@ -117,23 +109,26 @@ class Work:
     @do.register
     def _prune_gradually(self, step: PruneGradually) -> Record:
         self._keep_dense()
-        network = self.network
+        network, asked, base = self.network, step.train, self.recipe.base
+        stopping = None if asked.early_stopping is None else asked.early_stopping.hook()
         result = prune_gradually(
             network.model,
             self.example,
             step.budget.make(),
             self._data.train,
-            step.train.options(self.recipe.seed),
+            asked.options(self.recipe.seed, base),
             schedule=step.schedule.make(),
-            criterion=step.criterion,
-            data=self._drawn(step.data, step),
-            calibration=self._drawn(step.calibration, step),
+            **self._cutting(step),
             validation=self._data.validation,
+            metric=asked.own("metric", base),
             floor=step.floor,
             max_drop=step.max_drop,
             final_epochs=step.final_epochs,
             rewind=step.rewind,
-            pruning=self._pruning(step),
+            carry=step.carry,
+            hooks=lambda model: self._hooks(asked, kind_of(step), model, stopping),
+            pruning={**self._pruning(step), "sensitivity": step.sensitivity},
+            training=self._training(asked),
             checkpoint=self.folder.gradual(network.step),
         )
         network.model, network.plans = result.model, (*network.plans, *result.plans)
@@ -158,9 +153,11 @@ class Work:
 
     @do.register
     def _evaluate(self, step: Evaluate) -> Record:
-        data = getattr(self._data, step.data)
-        accuracy = evaluate(self.network.model, data, batch_size=step.batch_size)
-        return {"data": step.data, "accuracy": accuracy}
+        model, data = self.network.model, getattr(self._data, step.data)
+        if step.metric is None:
+            return {"data": step.data, "accuracy": evaluate(model, data, batch_size=step.batch_size)}
+        metric = function(step.metric, self.recipe.base, "metric")
+        return {"data": step.data, "metric": float(metric(model, data))}
 
     @do.register
     def _export(self, step: Export) -> Record:
@@ -188,10 +185,18 @@ class Work:
             record["ratio"] = asdict(ratio(times["now"], times["dense"]))
         return record
 
+    def _cutting(self, step: Cutting) -> dict[str, Any]:
+        """The criterion, and the batches for it and for refitting."""
+        return {
+            "criterion": step.by(self.recipe.base),
+            "data": self._drawn(step.data, step),
+            "calibration": self._drawn(step.calibration, step),
+        }
+
     def _pruning(self, step: Cutting) -> dict[str, Any]:
         """What `prune` takes beside budget, criterion and data."""
         return {
-            "loss": build_loss(None if step.loss is None else beside(step.loss, self.recipe.base)),
+            "loss": None if step.loss is None else function(step.loss, self.recipe.base, "loss"),
             "refit": step.refit,
             "scope": step.scope,
             "multiple_of": step.multiple_of,
@@ -199,24 +204,44 @@ class Work:
             "max_pruned": step.max_pruned,
             "keep": names(step.keep),
             "only": names(step.only),
-            "seed": self._seed(step) if draws(step.criterion) else None,
+            "seed": self._seed(step) if step.draws(self.recipe.base) else None,
             "verify": step.verify,
             "engine": step.engine,
             "ragged": step.ragged,
             "outputs": step.outputs,
         }
 
-    def _penalties(self, step: Train) -> list[Hook]:
-        asked = step.penalty
-        if asked is None:
-            return []
-        graph = trace(self.network.model, self.example)
-        kind: Any = _PENALTIES[asked.kind]
-        options = {"only": names(asked.only), "keep": names(asked.keep)}
-        return [kind(graph, asked.strength, proximal=asked.proximal, growth=asked.growth, **options)]
+    def _sensitivity(self, step: Prune) -> Sensitivity | bool:
+        given = step.sensitivity
+        return given if isinstance(given, bool) else Sensitivity.load(self.recipe.base / given)
+
+    def _training(self, asked: Training) -> dict[str, Any]:
+        """What `finetune` takes beside data, options and hooks."""
+        return {
+            "loss": asked.own("loss", self.recipe.base),
+            "metric": asked.own("metric", self.recipe.base),
+            "validation": self._data.validation,
+            "progress": self.progress,
+            "distillation": None if asked.distillation is None else self._teacher(asked.distillation),
+        }
+
+    def _hooks(
+        self, asked: Training, name: str, model: nn.Module, stopping: EarlyStopping | None
+    ) -> list[Hook]:
+        """Penalties for this network, then what writes down and judges what the others have measured."""
+        last = [] if stopping is None else [stopping]
+        return [
+            *self._penalties(asked, model),
+            EpochLines(self.folder.lines, self.network.step + 1, name),
+            *last,
+        ]
+
+    def _penalties(self, asked: Training, model: nn.Module) -> list[Hook]:
+        return [] if asked.penalty is None else [asked.penalty.by(trace(model, self.example))]
 
     def _teacher(self, asked: Distill) -> Distillation:
-        return asked.by(self.network.dense(self.folder.dense()), self.network.plans)
+        dense = self.network.dense(self.folder.dense())
+        return asked.by(dense, self.network.plans, self.recipe.base)
 
     @property
     def _data(self) -> Data:
@@ -277,4 +302,5 @@ def _pruned(result: PruneResult) -> Record:
         "proof": None if report.verify is None else report.verify.max_error,
         "refit": None if report.refit is None else asdict(report.refit),
         "latency": None if report.latency is None else asdict(report.latency.ratio),
+        "forecast": None if report.forecast is None else asdict(report.forecast),
     }

@@ -89,7 +89,7 @@ class Distillation(Hook):
         self.plans = () if plan is None else (plan,) if isinstance(plan, PruningPlan) else tuple(plan)
         self._own = self._known = _Features(teacher, ())
         self._kept: Mapping[str, tuple[Index, ...]] = {}
-        self._lead: tuple[PruningPlan, ...] = self.plans
+        self._cuts: tuple[PruningPlan, ...] = ()
 
     def on_start(self, run: Run) -> None:
         if self.teacher is run.model:
@@ -100,7 +100,7 @@ class Distillation(Hook):
         run.at_exit(teacher.close)
         _require_layers(self.teacher, self.features, "the teacher")
         self._own, self._known = _Features(run.model, self.features, run), _Features(self.teacher, ())
-        self._lead, self._kept = (*self.plans, *run.plans), {}
+        self._cuts, self._kept = (), {}
         self.teacher.to(next(run.model.parameters()).device).eval()
 
     def before_step(self, run: Run, inputs: Any, targets: Any) -> None:
@@ -119,13 +119,14 @@ class Distillation(Hook):
         return loss
 
     def after_cut(self, run: Run, plan: PruningPlan) -> None:
-        self._lead, self._kept = (*self._lead, plan), {}
+        self._cuts, self._kept = (*self._cuts, plan), {}
 
     def _find(self, inputs: Any, run: Run) -> None:
         """What the plans keep of the teacher's features; the teacher is traced before it is listened to."""
         self._known.close()
         example = tuple(inputs) if isinstance(inputs, list) else inputs
-        self._kept = kept_features(self.teacher, self._lead, example, self.features)
+        plans = (*self.plans, *run.plans, *self._cuts)
+        self._kept = kept_features(self.teacher, plans, example, self.features)
         self._known = _Features(self.teacher, self.features, run)
 
     def _outputs(self, student: Any, teacher: Any) -> Tensor:
