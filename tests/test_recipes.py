@@ -590,14 +590,14 @@ class TestRefused:
             (
                 "nets.py:points",
                 "nets.py:others",
-                r":4: data: the network's forward on an example failed: .*1x7",
+                r":4: data: the network's forward failed on a batch .*\[1, 7\].*1x7",
             ),
             (
                 "nets.py:points",
                 "nets.py:floats",
-                r":6: steps\[0\]: the loss of an example failed: .*[Ff]loat",
+                r":6: steps\[0\]: cross-entropy, .* targets are a tensor \[1\] of torch.float32",
             ),
-            ("nets.py:points", "nets.py:singles", r":4: data: expected pairs \(input, target\)"),
+            ("nets.py:points", "nets.py:singles", r":4: data: a batch .*; expected \(input, target\) pairs"),
             (
                 "nets.py:points",
                 "nets.py:fails",

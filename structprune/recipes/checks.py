@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,8 @@ from structprune.engines import trace
 from structprune.errors import InputError
 from structprune.graph import DependencyGraph
 from structprune.importance import CRITERIA, needs_of, score
-from structprune.inputs import normalize_inputs
+from structprune.importance.batches import told as shown
+from structprune.inputs import normalize_inputs, tensors_in
 from structprune.masking.targets import choose
 from structprune.observe import Twin
 from structprune.recipes.data import Data
@@ -28,6 +29,7 @@ from structprune.runtimes import require_known
 from structprune.select import select
 from structprune.sensitivity import Sensitivity
 from structprune.train.batches import forward
+from structprune.train.losses import BatchLoss, pair_of
 
 __all__ = ["require_possible"]
 
@@ -99,23 +101,17 @@ def _require_samples(
     recipe: Recipe, model: nn.Module, data: Dataset[Any], training: Training, place: tuple[str | int, ...]
 ) -> None:
     """Tries the network and the loss on the first example of the training data."""
-    batch = next(iter(DataLoader(Subset(data, [0]))))
-    if not isinstance(batch, (list, tuple)) or len(batch) != 2:
-        raise InputError(f"{recipe.at('data')}: expected pairs (input, target), got {type(data[0]).__name__}")
-    inputs, targets = batch
-    output = _tried(
-        lambda: forward(Twin(model).run, inputs), f"{recipe.at('data')}: the network's forward on an example"
-    )
-    loss = training.own("loss", recipe.base) or nn.CrossEntropyLoss()
-    where = recipe.at(*place) if training.loss is None else recipe.at(*place, "loss")
-    _tried(lambda: loss(output, targets), f"{where}: the loss of an example")
-
-
-def _tried(function: Callable[[], Any], what: str) -> Any:
-    try:
-        return function()
-    except Exception as error:
-        raise InputError(f"{what} failed: {type(error).__name__}: {error}") from error
+    with told_at(recipe.at("data")):
+        inputs, targets = pair_of(next(iter(DataLoader(Subset(data, [0])))), "a batch of the training data")
+        try:
+            output = forward(Twin(model).run, inputs)
+        except Exception as error:
+            raise InputError(
+                f"the network's forward failed on a batch of the training data ("
+                f"{', '.join(map(shown, tensors_in((inputs,))))}): {type(error).__name__}: {error}"
+            ) from error
+    with told_at(recipe.at(*place) if training.loss is None else recipe.at(*place, "loss")):
+        BatchLoss(training.own("loss", recipe.base))(output, targets, "a batch of the training data")
 
 
 class _Graphs:
