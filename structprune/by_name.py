@@ -49,10 +49,12 @@ def build_data(name: str | None, option: str = "--data") -> Iterable[Any] | None
 
     Raises InputError where it is not found, fails, or is nothing to go through.
     """
-    found = None if name is None else lookup(name, option)
+    if name is None:
+        return None
+    found = lookup(name, option)
     if callable(found) and not isinstance(found, Iterable):
         found = called(name, found)
-    if found is not None and not isinstance(found, Iterable):
+    if not isinstance(found, Iterable):
         raise InputError(
             f"{name}: expected an iterable of batches, or a function that returns one, got {found!r}"
         )
