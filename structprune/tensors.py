@@ -31,6 +31,7 @@ __all__ = [
     "aliases",
     "built",
     "fingerprint",
+    "is_plain",
     "like",
     "named_tensors",
     "require_module",
@@ -190,6 +191,11 @@ def like(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     kept = {name: value for name, value in vars(old).items() if not isinstance(value, torch.Tensor)}
     vars(data).update(kept)
     return data
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is a tensor of torch's own kind: not one that computes in its own way, sharded or quantised."""
+    return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
 def hook_target(hook: object) -> str | None:

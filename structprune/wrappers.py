@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from structprune.errors import TraceError
-from structprune.tensors import require_module
+from structprune.tensors import is_plain, require_module
 
 __all__ = ["refuse_wrapped"]
 
@@ -36,7 +36,7 @@ def refuse_wrapped(model: nn.Module) -> None:
             raise TraceError(
                 f"{name} is quantised or sparse: prune the dense floating-point model before it is converted"
             )
-        if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        if not is_plain(tensor):
             raise TraceError(
                 f"{name} is a {type(tensor).__name__}, which computes in its own way: prune the model while it has "
                 "plain tensors, then shard or quantise the result"

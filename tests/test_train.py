@@ -472,16 +472,17 @@ class TestAccelerate:
         assert int((model[0].weight == 0).sum()) == 8
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
-    def test_shards_are_refused(self) -> None:
-        from accelerate import Accelerator, DistributedType
+    def test_each_run_has_its_precision_and_accelerate_keeps_nothing_of_it(self) -> None:
+        from accelerate import Accelerator
 
-        sharded = Accelerator(cpu=True)
-        sharded.state.distributed_type = DistributedType.FSDP
-        model = net()
-        with pytest.raises(
-            InputError, match="the whole model in every process, and accelerate is configured for FSDP"
-        ):
-            finetune(model, sides(), epochs=1, lr=0.1, accelerator=sharded)
+        model, kinds = net(), list[torch.dtype]()
+        model[0].register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
+        half, before = Accelerator(cpu=True, mixed_precision="bf16"), set(vars(model))
+        for _ in range(2):
+            finetune(model, sides(), epochs=1, lr=0.05, batch_size=64, accelerator=half)
+        assert kinds == [torch.bfloat16] * 2
+        assert set(vars(model)) == before
+        assert half._models == half._optimizers == []
 
 
 class TestEvaluate:

@@ -21,7 +21,7 @@ from structprune.history import History, fill, model_state
 from structprune.plan import PruningPlan
 from structprune.randomness import random_state, set_random_state
 from structprune.replica import replica
-from structprune.tensors import built, require_module
+from structprune.tensors import built, is_plain, named_tensors, require_module
 
 __all__ = ["TrainingCheckpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -56,6 +56,12 @@ def save_checkpoint(
     {'epoch': 3}
     """
     require_module(model)
+    for name, tensor in named_tensors(model).items():
+        if not is_plain(tensor):
+            raise InputError(
+                f"{name!r} is a {type(tensor).__name__}, of which this process may hold a part: a checkpoint is of "
+                "whole tensors; save the model after training, or its shards with torch.distributed.checkpoint"
+            )
     history = History.of(model, plans)
     history.require(model)
     content = {

@@ -92,7 +92,7 @@ class Distillation(Hook):
         self._cuts: tuple[PruningPlan, ...] = ()
 
     def on_start(self, run: Run) -> None:
-        if self.teacher is run.model:
+        if self.teacher in (run.model, run.original):
             raise InputError("the teacher is the network that is trained: give the dense one")
         _require_layers(run.model, self.features, "the network that is trained")
         teacher = ExitStack()
@@ -101,7 +101,7 @@ class Distillation(Hook):
         _require_layers(self.teacher, self.features, "the teacher")
         self._own, self._known = _Features(run.model, self.features, run), _Features(self.teacher, ())
         self._cuts, self._kept = (), {}
-        self.teacher.to(next(run.model.parameters()).device).eval()
+        self.teacher.to(run.device).eval()
 
     def before_step(self, run: Run, inputs: Any, targets: Any) -> None:
         self._own.taken()

@@ -41,7 +41,7 @@ def evaluate(model: nn.Module, data: Dataset[Any], *, batch_size: int = 256) -> 
                         f"accuracy needs a tensor [batch, classes], the model returns {type(scores).__name__}; "
                         "measure with a metric= of your own"
                     )
-                right += int((scores.argmax(1) == labels.to(device)).sum())
+                right += int((scores.argmax(1) == labels.to(scores.device)).sum())
                 seen += len(labels)
     finally:
         for module, flag in flags:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from structprune.errors import InputError
 from structprune.plan import PruningPlan
 from structprune.randomness import random_state, set_random_state
+from structprune.tensors import is_plain
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -28,7 +29,9 @@ Metrics: TypeAlias = dict[str, float]
 class Run:
     """A training run as its hooks see it; `finetune` and `Session` make one.
 
-    `model` is the user's own module, whatever accelerate wrapped around it, and `optimizer` torch's own.
+    `model` is the user's own module, whatever accelerate wrapped around it, and `optimizer` torch's own. With FSDP it
+    is a copy of `original`, the user's own, which gets the weights after `on_end`: the copy's parameters are shards
+    (`DTensor`), and what runs the model, as `evaluate` does, has to run it in every process.
     `epoch` is the number of the one under way, from 1; `step` counts the optimiser steps that are done, of
     `steps` in all. `history` holds the metrics of each epoch that is done. Where pruning goes in steps, `gradual_step`
     is the number of the one whose training it is, from 1, and `plans` are those of the steps so far.
@@ -47,6 +50,7 @@ class Run:
     history: list[Metrics] = field(default_factory=list)
     gradual_step: int | None = None
     plans: Sequence[PruningPlan] = ()
+    original: nn.Module | None = None
     _last: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     @property
@@ -62,6 +66,24 @@ class Run:
     def main(self) -> bool:
         """Whether this is the process that writes files and shows progress: the only one, or the first of several."""
         return self.accelerator is None or bool(self.accelerator.is_main_process)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are: accelerate's device, or that of the first parameter."""
+        if self.accelerator is None:
+            return next(self.model.parameters()).device
+        return torch.device(self.accelerator.device)
+
+    def require_whole(self, who: str, instead: str = "leave it out") -> None:
+        """Raises `InputError` where the model's parameters are in shards: for the `on_start` of hooks that work on
+        single weights. `who` needs them whole, and `instead` is what to do about it.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not is_plain(parameter):
+                raise InputError(
+                    f"{who} needs whole parameters, and {name!r} is cut into shards ({type(parameter).__name__}): "
+                    f"{instead}, or train without FSDP"
+                )
 
     def precision(self) -> AbstractContextManager[None]:
         """The mixed precision that the run's forwards have; nothing where it has none."""
@@ -80,7 +102,7 @@ class Run:
 
         The model's and the optimiser's state, the learning-rate schedule, the order of the data, torch's
         random state, the metrics so far, and the state of every hook. The tensors are those in use: copy
-        what is to be kept while training goes on.
+        what is to be kept while training goes on. With FSDP they are the shards of this process.
         """
         return {
             "epoch": self.epoch,

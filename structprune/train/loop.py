@@ -18,13 +18,15 @@ from structprune.train.distillation import Distillation
 from structprune.train.evaluation import Metric, evaluate
 from structprune.train.hooks import Hook, Metrics, Run, listed
 from structprune.train.losses import BatchLoss, Loss, pair_of
-from structprune.train.optimizers import build_optimizer, build_schedule
+from structprune.train.optimizers import build_schedule
 from structprune.train.options import MakeOptimizer, MakeSchedule, TrainOptions
+from structprune.train.prepared import Whole
+from structprune.train.shards import Sharded, shards
 from structprune.train.surroundings import (
     as_found,
     default_accelerator,
     loader_of,
-    require_whole,
+    refuse_engines,
     undone_before_a_step,
 )
 
@@ -73,9 +75,14 @@ def finetune(
     `batch_size` is that of all together, and the weights are those of one process up to rounding (batch norm
     and dropout aside: each process has its own statistics and draws).
 
+    Where accelerate is configured for FSDP (`fsdp_version=2`), a copy of the model is cut into shards and trained, and
+    the model gets its weights at the end, in every process; after an error it is as it was. Meanwhile it keeps the old
+    weights where it was found, so leave it on the CPU. Hooks see the copy; penalties need whole parameters and are
+    refused. accelerate shards nothing on the CPU.
+
     Raises `InputError` for a bad option, an empty data set, a batch that is no pair or that the loss does not take
-    (before the first step with the model as it was), a loss that is not finite, a model that accelerate is to
-    cut into shards (FSDP, DeepSpeed), or if accelerate is missing.
+    (before the first step with the model as it was), a loss that is not finite, a model that cannot be cut into shards,
+    DeepSpeed, or if accelerate is missing.
 
     >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.arange(4))
     >>> log = finetune(nn.Linear(4, 4), data, epochs=20, lr=1.0, validation=data)
@@ -97,7 +104,7 @@ def finetune(
         distillation = Distillation(distillation)
     hooks = listed(hooks) if distillation is None else (distillation, *listed(hooks))
     accelerator = accelerator or default_accelerator()
-    require_whole(accelerator)
+    refuse_engines(accelerator)
     with as_found(model), seeded(seed + accelerator.process_index):
         loop = _Loop(model, train_data, options, accelerator, hooks, loss)
         try:
@@ -122,12 +129,22 @@ class _Loop:
         self.options, self.accelerator = options, accelerator
         order = torch.Generator().manual_seed(options.seed)
         self.loader, self.weights = loader_of(data, options.batch_size, order, accelerator)
-        optimizer = build_optimizer(model, options)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.prepared = (Sharded if shards(accelerator) else Whole)(model, options, accelerator)
+        self.model, self.optimizer = self.prepared.model, self.prepared.optimizer
+        optimizer = self.prepared.inner
         steps = math.ceil(len(self.weights) / accelerator.gradient_accumulation_steps) * options.epochs
         self.schedule = build_schedule(optimizer, options, steps)
         self.loss, self.batch = BatchLoss(loss, options.label_smoothing), ""
-        self.run = Run(model, optimizer, steps, accelerator, self.schedule, order, tuple(hooks))
+        self.run = Run(
+            self.prepared.seen,
+            optimizer,
+            steps,
+            accelerator,
+            self.schedule,
+            order,
+            tuple(hooks),
+            original=model,
+        )
 
     def train(
         self,
@@ -146,11 +163,13 @@ class _Loop:
             if validation is not None:
                 measured = (metric or evaluate)(run.model, validation)
                 metrics["accuracy" if metric is None else "metric"] = float(measured)
+                self.prepared.settle()
             run.history.append(metrics)
             for hook in run.hooks:
                 hook.after_epoch(run, metrics)
         for hook in run.hooks:
             hook.on_end(run)
+        self.prepared.finish()
         return run.history
 
     def epoch(self, progress: Callable[[int, int], None] | None) -> Metrics:
@@ -201,10 +220,10 @@ class _Loop:
         return bool(self.accelerator.reduce(said, reduction="sum"))
 
     def close(self) -> None:
-        """Ends the run, and takes off the model what accelerate put there: the wrapper of its `forward`."""
+        """Ends the run."""
         self.run.close()
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.prepared.close()
 
     def share_buffers(self) -> None:
         """Gives every process the first one's buffers: each keeps batch norm statistics of its own batches."""

@@ -17,7 +17,9 @@ from structprune.train.hooks import Run
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
-__all__ = ["as_found", "default_accelerator", "loader_of", "require_whole", "undone_before_a_step"]
+__all__ = ["as_found", "default_accelerator", "loader_of", "refuse_engines", "undone_before_a_step"]
+
+_PREPARED = "_is_accelerate_prepared"  # accelerate's mark on a model, which it does not prepare a second time
 
 
 def default_accelerator() -> Accelerator:
@@ -31,19 +33,15 @@ def default_accelerator() -> Accelerator:
     return Accelerator()
 
 
-def require_whole(accelerator: Accelerator) -> None:
-    """Raises `InputError` where accelerate would cut the model into shards: masks and hooks see whole tensors."""
+def refuse_engines(accelerator: Accelerator) -> None:
+    """Raises `InputError` where accelerate would hand the model to an engine with an optimiser of its own."""
     from accelerate import DistributedType
 
-    if accelerator.distributed_type in (
-        DistributedType.FSDP,
-        DistributedType.DEEPSPEED,
-        DistributedType.MEGATRON_LM,
-    ):
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise InputError(
-            "finetune keeps the whole model in every process, and accelerate is configured for "
-            f"{accelerator.distributed_type.value}: use torchrun, or accelerate without that plugin; or prune first, "
-            "and train the smaller network with a loop of your own"
+            "finetune takes the optimiser's steps itself, and accelerate is configured for "
+            f"{accelerator.distributed_type.value}: use torchrun, accelerate without that plugin, or FSDP "
+            "(fsdp_version=2); or prune first, and train the smaller network with a loop of your own"
         )
 
 
@@ -64,8 +62,10 @@ def loader_of(
 
 @contextmanager
 def as_found(model: nn.Module) -> Iterator[None]:
-    """Gives back the model's own `forward`, its train/eval flags, and its device if all parameters shared one."""
-    forward = vars(model).get("forward")
+    """Gives back the model's own `forward`, its train/eval flags, and its device if all parameters shared one; takes
+    off the mark that accelerate leaves, with which the next run would go without mixed precision.
+    """
+    forward, prepared = vars(model).get("forward"), _PREPARED in vars(model)
     flags = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters()}
     try:
@@ -74,6 +74,8 @@ def as_found(model: nn.Module) -> Iterator[None]:
         vars(model).pop("forward", None)
         if forward is not None:
             model.forward = forward
+        if not prepared:
+            vars(model).pop(_PREPARED, None)
         for module, flag in flags:
             module.training = flag
         if len(devices) == 1:

@@ -91,7 +91,8 @@ class Rounds:
         with, and `plans` have cut the model so far. Returns the metrics of each epoch, and the optimiser as it was
         left.
         """
-        keeper, options = _Beginning(memory, number, plans), self.options_of(number)
+        keeper = _Beginning(memory, number, plans, self.goes_on)
+        options = self.options_of(number)
         chosen = {each.name: getattr(options, each.name) for each in fields(options)}
         hooks = self.hooks(model) if callable(self.hooks) else self.hooks
         log = finetune(model, self.data, hooks=(keeper, *listed(hooks)), **chosen, **self.more)
@@ -127,10 +128,14 @@ class _Beginning(Hook):
     """Tells a training which step it is of, and by which plans its network came to be; gives it what an earlier
     optimiser remembers of the same parameters, and holds on to its own."""
 
-    def __init__(self, optimizer: Optimizer | None, number: int, plans: Sequence[PruningPlan]) -> None:
-        self.optimizer, self.number, self.plans = optimizer, number, tuple(plans)
+    def __init__(
+        self, optimizer: Optimizer | None, number: int, plans: Sequence[PruningPlan], goes_on: bool
+    ) -> None:
+        self.optimizer, self.number, self.plans, self.goes_on = optimizer, number, tuple(plans), goes_on
 
     def on_start(self, run: Run) -> None:
+        if self.goes_on:
+            run.require_whole("a training that goes on from step to step", "give carry=False")
         run.gradual_step, run.plans = self.number + 1, self.plans
         if self.optimizer is not None:
             _remember(run.optimizer, self.optimizer.state.get)

@@ -133,7 +133,8 @@ class Penalty(Hook, ABC, Generic[Part]):
     # -- as a hook -------------------------------------------------------------------------------------------------
 
     def on_start(self, run: Run) -> None:
-        """Find the weights; raises InputError where the model is not the one that was traced."""
+        """Find the weights; raises InputError where the model is not the one that was traced, or is in shards."""
+        run.require_whole(type(self).__name__)
         self._of(run.model)
 
     def after_backward(self, run: Run) -> None:
