@@ -88,11 +88,16 @@ class _Cloner:
                 items = ((key, None if item is None else self.memo[id(item)]) for key, item in value.items())
                 new[name] = type(value)(items)
             elif name in _OWN:
-                new[name] = (
-                    self._copied(value) if value and not isinstance(value, _PLAIN) else copy.copy(value)
-                )
+                new[name] = self._own(value)
             else:
                 new[name] = self._value(value, prefix, (name,))
+
+    def _own(self, value: Any) -> Any:
+        if isinstance(value, _PLAIN):
+            return value
+        if not value and isinstance(value, dict | set):
+            return type(value)()  # no hooks, as mostly
+        return self._copied(value)
 
     def _value(self, value: Any, module: str, path: tuple[str | int, ...]) -> Any:
         if type(value) is int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["Layout", "Place", "Sliding", "Use"]
 
-_BLOCK = 1 << 18  # numbers that are squared at once
+_BLOCK = 1 << 17  # numbers that are squared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,10 @@ class Place:
         x = x if x.ndim == 3 else x.unsqueeze(0)
         return x.reshape(1, -1, x.shape[-1]) if self._repeated() else x
 
+    def swept(self, squares: Tensor) -> Tensor:
+        """The sum over the rows of their squares, ``[groups, inputs]``, of what `Use.squares` gave, or sums of such."""
+        return (squares if self.sliding is None else self.rows(squares)).sum(1)
+
     def _repeated(self) -> bool:
         """Whether one matrix was expanded to a batch of equal ones."""
         return len(self.operand.size) == 3 and self.operand.stride[0] == 0
@@ -154,18 +158,28 @@ class Use:
         y = y.mT if self.place.side == "left" else y
         return y.reshape(groups, -1, y.shape[-1])
 
+    def squares(self) -> Tensor:
+        """The squares of the input: ``[1, channels, *places]``, summed over samples, where a kernel slides over them,
+        else ``[groups, 1, inputs]``, summed over rows; in float32 at least. `Place.swept` makes sums over rows of it.
+        """
+        x = self.input.detach()
+        if self.place.sliding is None:
+            return _square_sum(self.place.rows(x).transpose(0, 1)).unsqueeze(1)
+        return _squares(x).unsqueeze(0) if x.ndim < self.weight.ndim else _square_sum(x).unsqueeze(0)
+
     def square_sums(self) -> Tensor:
         """The sum over the rows of their squares, ``[groups, inputs]``, in float32 at least."""
-        x = self.input.detach()
-        if self.place.sliding is None or x.ndim < self.weight.ndim:
-            return self.place.rows(_squares(x)).sum(1)
-        some = max(
-            1, _BLOCK // max(x[:1].numel(), 1)
-        )  # samples at a time, so that their squares stay in cache
-        total = _squares(x[:0]).sum(0, keepdim=True)
-        for part in torch.split(x, some):
-            total += _squares(part).sum(0, keepdim=True)
-        return self.place.rows(total).sum(1)  # the patches of one sample, instead of all
+        return self.place.swept(self.squares())
+
+
+def _square_sum(x: Tensor) -> Tensor:
+    """The sum of squares over dim 0; as many samples at a time as stay in cache, and are added where they are."""
+    parts = torch.split(x, max(1, _BLOCK // max(x[:1].numel(), 1)))
+    total = _squares(parts[0])
+    for part in parts[1:]:
+        size = part.abs() if part.is_complex() else part
+        total[: len(part)].addcmul_(size, size)
+    return total.sum(0)
 
 
 def _squares(x: Tensor) -> Tensor:

@@ -582,6 +582,23 @@ def test_wanda_by_its_definition(net: str) -> None:
     equal(case.score("wanda"), {g.name: by_channel(g, sizes, "in") for g in free(case.graph)})
 
 
+def test_wanda_of_images_of_several_sizes() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, 2, 1)).double()
+    images = [
+        torch.randn(n, 1, size, size, dtype=torch.float64) for n, size in ((3, 7), (2, 5), (1, 5), (4, 7))
+    ]
+    with torch.no_grad():
+        patches = [
+            F.unfold(net[:2](x), 3, padding=1, stride=2) for x in images
+        ]  # [n, channels * kernel, places]
+    energy = sum(one.square().sum((0, 2)) for one in patches) / sum(len(x) for x in images)
+    expected = (net[2].weight.detach().abs().flatten(1) * energy.sqrt()).sum(0).view(3, -1).sum(1)
+    graph = sp.trace(net, images[0])
+    (found,) = sp.score(net, graph, "wanda", data=images).values()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("net", ["mlp", "residual"])
 def test_obs_by_fitting_what_is_left(net: str) -> None:
     case = built(net)

@@ -166,3 +166,43 @@ def test_what_is_no_known_product_is_named() -> None:
     twin = Twin(Own())
     twin.watch(lambda use: pytest.fail("no product"), torch.randn(2, 4))
     assert twin.unread == {"weight": "mul"}
+
+
+def test_what_is_made_of_parameters_alone_is_told_from_views() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.scaled, self.seen = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.scaled.weight / self.scaled.weight.norm()
+            return F.linear(F.linear(self.plain(x), weight), self.seen.weight.t().contiguous()[:2])
+
+    twin = Twin(Scaled())
+    twin.watch(lambda use: None, torch.randn(2, 4))
+    assert twin.remade == {"scaled.weight", "seen.weight"}
+    assert not twin.unread
+
+
+def test_what_is_asked_for_is_called_once_autograd_knows_and_before_anything_is_written_over() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
+    known: list[str] = []
+
+    def each(use: Use) -> Callable[[], None]:
+        return lambda: known.append(type(use.output.grad_fn).__name__)
+
+    Twin(net, gradients=True).watch(each, torch.randn(2, 4))
+    assert known == ["AddmmBackward0", "AddmmBackward0"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64])
+def test_squares_of_more_samples_than_are_squared_at_once(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    cases: list[tuple[nn.Module, tuple[int, ...]]] = [(nn.Linear(1024, 2, dtype=dtype), (300, 1024))]
+    if not dtype.is_complex:
+        cases.append((nn.Conv2d(16, 2, 3, padding=1, dtype=dtype), (37, 16, 24, 24)))
+    for net, shape in cases:
+        (use,), _ = observed(net, torch.randn(shape, dtype=dtype))
+        exact, twice = use.rows().abs().double().square().sum(1), use.place.swept(2 * use.squares())
+        torch.testing.assert_close(use.square_sums().double(), exact, rtol=1e-5, atol=0)
+        torch.testing.assert_close(twice.double(), 2 * exact, rtol=1e-5, atol=0)

@@ -6,23 +6,21 @@ guessed: a few samples run alone as well, and every product must read of them wh
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from structprune.importance.batches import Batch
 from structprune.inputs import map_tensors
 from structprune.observe import Twin, Use
 from structprune.outputs import output_tensors
-from structprune.rules.context import iter_tensors
 
-__all__ = ["Run", "apart", "recorded", "sample_of", "stacked"]
+__all__ = ["Backward", "Run", "apart", "backward", "recorded", "sample_of", "stacked"]
 
 _CLOSE = {
     torch.float64: 1e-9,
@@ -30,17 +28,29 @@ _CLOSE = {
 }  # of the largest number: how alike batches and single runs are
 
 
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """Where the gradient of what a product made arrives, and where that of its input goes: the place among what the
+    arriving one's node passes on. None where there is none, or where another operation lies between.
+    """
+
+    output: GradientEdge
+    input: GradientEdge | None
+    place: int
+
+
 @dataclass
 class Run:
-    """One run: its result, its products with parameters, and where the gradient of each one's output arrives.
+    """One run: its result, its products with parameters, and the way back through each, None where a product was made
+    without gradients.
 
-    ``edges`` are None where a product was made without gradients. ``plain`` says whether every product gave its rows
-    times its weight and nothing but products read the parameters that were asked for.
+    ``plain`` says whether every product gave its rows times its weight and nothing but products read the parameters
+    that were asked for.
     """
 
     output: Any = None
     uses: list[Use] = field(default_factory=list)
-    edges: list[GradientEdge | None] = field(default_factory=list)
+    ways: list[Backward | None] = field(default_factory=list)
     plain: bool = True
 
     def reads(self) -> tuple[object, ...]:
@@ -54,63 +64,72 @@ def recorded(twin: Twin, batch: Batch, read: Iterable[str], check: bool = False)
     ``read`` names the parameters that nothing but products may read.
     """
     run = Run()
-    edges = _Edges(run, {_storage(twin.parameters[name]) for name in read})
 
-    def each(use: Use) -> None:
-        with edges.aside():
-            run.plain = run.plain and (not check or _plain(use))
+    def each(use: Use) -> Callable[[], None]:
+        run.plain = run.plain and (not check or _plain(use))
         run.uses.append(use)
+        source = get_gradient_edge(use.input) if use.input.requires_grad else None
+        return lambda: run.ways.append(_way(use.output, source))
 
-    with edges:
-        run.output = batch.through(twin, each)
-    edges.settle()
-    of_products = sum(edges.touches((use.weight, use.bias)) for use in run.uses)
-    run.plain = run.plain and edges.reads == of_products
+    run.output = batch.through(twin, each)
+    run.plain = run.plain and not any(name in twin.unread or name in twin.remade for name in read)
     return run
 
 
-class _Edges(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes where a product's gradient arrives as soon as autograd knows it, before anything is written over it; and
-    counts the operations that read the memory of parameters, other than to look at it in another way.
+def _way(output: Tensor, source: GradientEdge | None) -> Backward | None:
+    if not output.requires_grad:
+        return None
+    arrives = get_gradient_edge(output)
+    goes = [] if source is None else [(source.node, source.output_nr)]
+    places = [place for place, edge in enumerate(arrives.node.next_functions) if edge in goes]
+    return Backward(arrives, source, places[0]) if len(places) == 1 else Backward(arrives, None, 0)
+
+
+def backward(
+    total: Tensor, ways: Mapping[int, Backward], each: Callable[[int, Tensor, Tensor | None], None]
+) -> None:
+    """Go back from a number, and call ``each`` for every product that it depends on, by its number in ``ways``: with
+    the gradient of what the product made, and that of its input through this product alone, if that has one.
+
+    No gradient of a parameter is worked out, and none is kept.
     """
 
-    def __init__(self, run: Run, watched: set[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.run, self.watched, self.reads, self.counts = run, watched, 0, True
+    def hook(
+        number: int, way: Backward, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
+    ) -> None:
+        gradient = outputs[way.output.output_nr]
+        if gradient is not None:
+            each(number, gradient, inputs[way.place])
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled in here, and the guard would import the compiler
-
-    def settle(self) -> None:
-        for use in self.run.uses[len(self.run.edges) :]:
-            self.run.edges.append(get_gradient_edge(use.output) if use.output.requires_grad else None)
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """What happens inside is not the network's own."""
-        self.counts = False
-        yield
-        self.counts = True
-
-    def touches(self, tensors: Any) -> bool:
-        return any(_storage(tensor) in self.watched for tensor in iter_tensors(tensors))
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.settle()
-        out = func(*args, **(kwargs or {}))
-        if not self.counts:
-            return out
-        made = list(iter_tensors((out,)))
-        if made and not self.touches(made) and self.touches((args, list((kwargs or {}).values()))):
-            self.reads += 1
-        return out
+    passed = {number: way for number, way in ways.items() if way.input is not None}
+    ends = {number: way.output for number, way in ways.items() if way.input is None}
+    handles = [way.output.node.register_hook(partial(hook, number, way)) for number, way in passed.items()]
+    try:
+        asked = [*ends.values(), *_first(list(ways.values()))]
+        found = torch.autograd.grad(total, asked, allow_unused=True) if asked else ()
+    finally:
+        for handle in handles:
+            handle.remove()
+    with torch.no_grad():
+        for number, gradient in zip(ends, found, strict=False):
+            if gradient is not None:
+                each(number, gradient, None)
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _first(ways: Sequence[Backward]) -> list[GradientEdge]:
+    """Where the gradients of inputs go from which no way leads to another product's: who asks for them has them all."""
+    nodes, dead, found = {way.output.node for way in ways}, set[Any](), []
+    for way in ways:
+        if way.input is not None:
+            seen, waiting = {way.input.node}, [way.input.node]
+            while waiting and nodes.isdisjoint(seen):
+                onward = {node for one in waiting for node, _ in one.next_functions if node is not None}
+                waiting = list(onward - seen - dead)
+                seen.update(waiting)
+            if nodes.isdisjoint(seen):
+                dead |= seen
+                found.append(way.input)
+    return found
 
 
 def sample_of(tree: Any, number: int, size: int) -> Any:

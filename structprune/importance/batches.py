@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from structprune.errors import InputError, StructpruneError
 from structprune.inputs import batch_size, map_tensors, normalize_inputs, tensors_in
-from structprune.observe import Twin, Use
+from structprune.observe import Each, Twin
 from structprune.outputs import output_tensors
 
 __all__ = ["Batch", "batches_of", "iterable_of_batches", "told"]
@@ -43,7 +43,7 @@ class Batch:
             args, kwargs, target = map_tensors((self.args, self.kwargs, self.target), one)
             yield Batch(args, kwargs, target, 1, self.number)
 
-    def through(self, twin: Twin, each: Callable[[Use], None] | None = None) -> Any:
+    def through(self, twin: Twin, each: Each | None = None) -> Any:
         """What a network makes of the batch, ``each`` being called for every product with a parameter.
 
         Raises InputError where the forward fails, and where it makes NaN of inputs that hold minus infinity.

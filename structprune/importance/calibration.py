@@ -62,6 +62,12 @@ class Calibration:
         """The names of the parameters in which some group's channels are contracted away."""
         return tuple(dict.fromkeys(m.name for group in self.groups for m in group.consumers))
 
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The names of the parameters that read some group's channels, or make those that no parameter reads."""
+        members = (m for group in self.groups for m in group.consumers or group.parameters)
+        return tuple(dict.fromkeys(m.name for m in members))
+
     def __iter__(self) -> Iterator[Batch]:
         empty = True
         for batch in batches_of(self.model, self.data):

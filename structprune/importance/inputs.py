@@ -18,34 +18,53 @@ __all__ = ["contributions", "require_observed", "wanda"]
 
 
 def contributions(calibration: Calibration) -> dict[str, Tensor]:
-    """For each weight the root mean square over samples of weight x input, of each parameter's shape.
+    """For each weight that reads channels the root mean square over samples of weight x input, of its shape; where
+    no weight reads a group's channels, for those that make them.
 
     The input of a convolution's weight are the positions that it slides over, summed. Only sums of squared inputs are
-    kept: one number for each input of each layer.
+    kept: one number for each input of each layer, and for each of a sample at a convolution.
     """
     twin = Twin(calibration.model)
-    wanted = set(calibration.parameters)
-    squares: dict[Place, Tensor] = {}
-    weights: dict[Place, Tensor] = {}
+    wanted = set(calibration.readers)
+    energies: dict[Place, _Energy] = {}
 
     def each(use: Use) -> None:
         if use.place.parameter in wanted:
-            found = use.square_sums().double()
-            known = squares.get(use.place)
-            squares[use.place] = found if known is None else known.add_(found)
-            weights[use.place] = use.weight
+            energies.setdefault(use.place, _Energy(use.weight)).add(use)
 
-    sums = Sums({name: twin.parameters[name] for name in calibration.parameters}, real=True)
+    sums = Sums({name: twin.parameters[name] for name in calibration.readers}, real=True)
     for batch in calibration:
         batch.through(twin, each)
         sums.count += batch.size
-    require_observed(calibration, twin, {place.parameter for place in squares})
-    for place, total in squares.items():
-        energy = torch.zeros_like(sums.totals[place.parameter])
-        weight = place.seen(weights[place]).flatten(2).abs().to(energy.dtype)
-        place.put(energy, weight.square() * total.unsqueeze(1))
-        sums.totals[place.parameter] += energy
+    require_observed(calibration, twin, {place.parameter for place in energies})
+    for place, energy in energies.items():
+        found = torch.zeros_like(sums.totals[place.parameter])
+        weight = place.seen(energy.weight).flatten(2).abs().to(found.dtype)
+        place.put(found, weight.square() * energy.total(place).unsqueeze(1))
+        sums.totals[place.parameter] += found
     return {name: mean.sqrt_() for name, mean in sums.means().items()}
+
+
+class _Energy:
+    """The sum of squares of what reaches a weight, swept once for all batches whose samples have one size."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.swept: Tensor | float = 0.0
+        self.squares: Tensor | None = None
+
+    def add(self, use: Use) -> None:
+        self.weight, found = use.weight, use.squares().double()
+        if self.squares is not None and self.squares.shape != found.shape:
+            self.total(use.place)
+        self.squares = found if self.squares is None else self.squares.add_(found)
+
+    def total(self, place: Place) -> Tensor:
+        """The sum over all rows so far, ``[groups, inputs]``."""
+        assert self.squares is not None
+        total = self.swept + place.swept(self.squares)
+        self.swept, self.squares = total, None
+        return total
 
 
 def require_observed(calibration: Calibration, twin: Twin, observed: set[str]) -> None:

@@ -82,7 +82,7 @@ def input_grams(calibration: Calibration, *, damping: float = 1e-4) -> dict[str,
             f"{damping=}: it must be above 0, so that inputs that say the same can be told apart"
         )
     twin = Twin(calibration.model)
-    wanted = {m.name for group in calibration.groups for m in group.consumers or group.parameters}
+    wanted = set(calibration.readers)
     grams: dict[Place, Tensor] = {}
     weights: dict[Place, Tensor] = {}
     count = 0

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structprune.errors import InputError
-from structprune.importance.apart import Run, apart, recorded, sample_of, stacked
+from structprune.importance.apart import Run, apart, backward, recorded, sample_of, stacked
 from structprune.importance.batches import Batch
 from structprune.importance.calibration import Calibration, cross_entropies, cross_entropy, mean_everywhere
-from structprune.importance.groups import GroupTensors
+from structprune.importance.groups import GroupTensors, MemberTensor
 from structprune.importance.reconstruction import channel_labels
 from structprune.importance.reductions import plain_sum
 from structprune.importance.registry import criterion
@@ -67,8 +67,7 @@ def taylor(group: GroupTensors) -> NDArray[np.float64]:
 
 def _one_by_one(calibration: Calibration, twin: Twin, batch: Batch) -> Slopes:
     """The sums over samples of the slopes' sizes, from a backward pass for each of them."""
-    read = {m.name for group in calibration.groups for m in group.consumers or group.parameters}
-    names = [name for name in calibration.parameters if name in read]
+    names = calibration.readers
     sums = {group.name: np.zeros(group.shape) for group in calibration.groups}
     for sample in batch.samples():
         loss = calibration.loss_of(twin, sample)
@@ -90,7 +89,11 @@ class _Together:
         self.layouts: dict[object, list[int] | None] = {}
         self.terms: dict[tuple[Place, str | None], list[_Term] | None] = {}
         self.biases = {_memory(p): name for name, p in twin.parameters.items() if p.ndim == 1}
-        self.read = {m.name for group in calibration.groups for m in group.consumers or group.parameters}
+        self.read = set(calibration.readers)
+        self.members: dict[str | None, list[tuple[GroupTensors, MemberTensor]]] = {}
+        for group in calibration.groups:
+            for member in group.consumers or group.parameters:
+                self.members.setdefault(member.name, []).append((group, member))
 
     def sizes(self, batch: Batch) -> Slopes | None:
         """For each group the sum over samples of |slope|; None where that cannot be had from one pass."""
@@ -100,18 +103,21 @@ class _Together:
             if outers is None:
                 return None
             losses = self._losses(batch, run.output)
-            edges = [edge for edge in run.edges if edge is not None]  # all: else samples go one by one
-            found = torch.autograd.grad(losses.sum(), edges, allow_unused=True)
         slopes = {
             group.name: torch.zeros(
                 batch.size, math.prod(group.shape) + 1, dtype=torch.float64, device=losses.device
             )
             for group in self.calibration.groups
         }
-        with torch.no_grad():
-            for use, gradient, outer in zip(run.uses, found, outers, strict=True):
-                if gradient is not None:
-                    self._add(slopes, use, gradient, outer, batch.size)
+
+        uses = {number: use for number, use in enumerate(run.uses) if self._wanted(use)}
+        ways = {number: way for number in uses if (way := run.ways[number])}
+
+        def each(number: int, gradient: Tensor, back: Tensor | None) -> None:
+            self._add(slopes, uses.pop(number), gradient, back, outers[number], batch.size)
+
+        del run  # so that each product's tensors go as soon as they have been gone through
+        backward(losses.sum(), ways, each)
         return {
             group.name: slopes[group.name][:, :-1].abs().sum(0).cpu().numpy().reshape(group.shape)
             for group in self.calibration.groups
@@ -133,7 +139,7 @@ class _Together:
 
     def _outers(self, batch: Batch, run: Run) -> list[int] | None:
         """How each product lays out samples, looked at once for all batches that are read alike."""
-        if not run.plain or any(edge is None for edge in run.edges) or not self._understood(run):
+        if not run.plain or any(way is None for way in run.ways) or not self._understood(run):
             return None
         key = (batch.size, run.reads())
         if key not in self.layouts:
@@ -142,9 +148,11 @@ class _Together:
 
     def _understood(self, run: Run) -> bool:
         """Whether every parameter that counts is what a product reads, or adds, and nothing else."""
-        if any(name in self.twin.unread for name in self.read):
-            return False
         return all(self._terms(use) is not None for use in run.uses if use.place.parameter in self.read)
+
+    def _wanted(self, use: Use) -> bool:
+        """Whether the product says something of a group."""
+        return use.place.parameter in self.read and bool(self._terms(use))
 
     def _terms(self, use: Use) -> list[_Term] | None:
         """What the product has to do with the groups; None where that is not understood."""
@@ -154,17 +162,31 @@ class _Together:
             parameter = self.twin.parameters[use.place.parameter]
             own = use.weight.untyped_storage()._cdata == parameter.untyped_storage()._cdata
             plain = own and not use.weight.is_complex()
-            found = [_term(group, use.place, bias) for group in self.calibration.groups] if plain else [None]
-            self.terms[key] = None if None in found else [term for terms in found for term in terms or ()]
+            self.terms[key] = self._found(use.place, bias) if plain else None
         return self.terms[key]
 
-    def _add(self, slopes: dict[str, Tensor], use: Use, gradient: Tensor, outer: int, size: int) -> None:
+    def _found(self, place: Place, bias: str | None) -> list[_Term] | None:
+        """What a product has to do with groups; None where a position of it would belong to several channels."""
+        terms = [_term(group, member, place) for group, member in self.members.get(place.parameter, ())]
+        for group, member in self.members.get(bias, ()) if bias != place.parameter else ():
+            if not group.consumers:
+                terms.append(_Term(group, "added", torch.from_numpy(np.ascontiguousarray(member.index))))
+        return None if None in terms else [term for term in terms if term is not None]
+
+    def _add(
+        self,
+        slopes: dict[str, Tensor],
+        use: Use,
+        gradient: Tensor,
+        back: Tensor | None,
+        outer: int,
+        size: int,
+    ) -> None:
         """Add what a product says to the slopes ``[samples, channels + 1]``; the last is of what is no channel."""
-        terms = self._terms(use) if use.place.parameter in self.read else None
         values: dict[str, Tensor] = {}
-        for term in terms or ():
+        for term in self._terms(use) or ():
             if term.what not in values:
-                values[term.what] = _per_sample(_RULES[term.what](use, gradient), outer, size)
+                values[term.what] = _per_sample(_RULES[term.what](use, gradient, back), outer, size)
             total = slopes[term.group.name]
             labels = torch.where(term.labels < 0, total.shape[1] - 1, term.labels).to(total.device)
             total.index_add_(1, labels.flatten(), values[term.what])
@@ -179,63 +201,58 @@ class _Term:
     labels: Tensor
 
 
-def _term(group: GroupTensors, place: Place, bias: str | None) -> list[_Term] | None:
-    """What a product has to do with a group; None where a position of it would belong to several channels."""
-    terms: list[_Term] = []
-    for member in group.consumers or group.parameters:
-        if member.name == place.parameter:
-            labels = place.matrices(channel_labels(member, place))
-            if group.consumers:
-                kernel = 1 if place.sliding is None else math.prod(place.operand.size[2:])
-                labels = (
-                    labels.reshape(*labels.shape[:2], -1, kernel).transpose(1, 2).flatten(2)
-                )  # [g, i, o * k]
-            if place.sliding is not None and not group.consumers:
-                return None
-            if not bool((labels == labels[..., :1]).all()):
-                return None
-            terms.append(_Term(group, "read" if group.consumers else "made", labels[..., 0]))
-        elif member.name == bias and not group.consumers:
-            terms.append(_Term(group, "added", torch.from_numpy(np.ascontiguousarray(member.index))))
-    return terms
+def _term(group: GroupTensors, member: MemberTensor, place: Place) -> _Term | None:
+    """What a product has to do with a group by its weight; None where a position would belong to several channels."""
+    labels = place.matrices(channel_labels(member, place))
+    if group.consumers:
+        kernel = 1 if place.sliding is None else math.prod(place.operand.size[2:])
+        labels = labels.reshape(*labels.shape[:2], -1, kernel).transpose(1, 2).flatten(2)  # [g, i, o * k]
+    elif place.sliding is not None:
+        return None
+    if not bool((labels == labels[..., :1]).all()):
+        return None
+    return _Term(group, "read" if group.consumers else "made", labels[..., 0].clone())
 
 
-def _read(use: Use, gradient: Tensor) -> Tensor:
-    """Input times its gradient through this product alone, ``[rows, g, i]``."""
+def _read(use: Use, gradient: Tensor, back: Tensor | None) -> Tensor:
+    """Input times its gradient through this product alone, ``[rows, g, i]``; ``back`` is that gradient if known."""
     how = use.place.sliding
     if how is None:
-        through = use.laid(gradient) @ use.matrices().detach()
+        through = use.laid(gradient) @ use.matrices().detach() if back is None else use.place.rows(back)
         return (use.rows().detach() * through).movedim(1, 0)
-    x, y = (stacked(use, tensor.detach()) for tensor in (use.input, gradient))
+    x = stacked(use, use.input.detach())
+    through = _through(use, x, stacked(use, gradient)) if back is None else stacked(use, back)
+    return (x * through).flatten(2).sum(2).reshape(len(x), how.groups, -1)
+
+
+def _through(use: Use, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of a convolution's input."""
+    how = use.place.sliding
+    assert how is not None
+    sliding = (how.stride, how.padding, how.dilation, how.transposed, how.extra, how.groups)
     back: Tensor = torch.ops.aten.convolution_backward(
-        y,
-        x,
-        use.weight.detach(),
-        None,
-        how.stride,
-        how.padding,
-        how.dilation,
-        how.transposed,
-        how.extra,
-        how.groups,
-        (True, False, False),
+        y, x, use.weight.detach(), None, *sliding, (True, False, False)
     )[0]
-    return (x * back).flatten(2).sum(2).reshape(len(x), how.groups, -1)
+    return back
 
 
-def _made(use: Use, gradient: Tensor) -> Tensor:
+def _made(use: Use, gradient: Tensor, back: Tensor | None) -> Tensor:
     """What the product makes times its gradient, ``[rows, g, o]``."""
     return (use.rows().detach() @ use.matrices().detach().mT * use.laid(gradient)).movedim(1, 0)
 
 
-def _added(use: Use, gradient: Tensor) -> Tensor:
+def _added(use: Use, gradient: Tensor, back: Tensor | None) -> Tensor:
     """What is added to the product times its gradient, ``[rows, g, o]``."""
     assert use.bias is not None
     laid = use.laid(gradient)
     return (laid * use.bias.detach().reshape(len(laid), 1, -1)).movedim(1, 0)
 
 
-_RULES: dict[str, Callable[[Use, Tensor], Tensor]] = {"read": _read, "made": _made, "added": _added}
+_RULES: dict[str, Callable[[Use, Tensor, Tensor | None], Tensor]] = {
+    "read": _read,
+    "made": _made,
+    "added": _added,
+}
 
 
 def _per_sample(values: Tensor, outer: int, size: int) -> Tensor:
