@@ -35,9 +35,9 @@ class Member:
     """One tensor dimension that a group reaches into.
 
     ``index`` (int64, ``[size of the dimension]``) is the channel of the group at each position, -1 where it has no say.
-    ``role`` is ``"out"`` where the layer produces the channels, ``"in"`` where it contracts them away, else
-    ``"affine"``. ``outer`` has, for each group of the group's ``by``, the dimension of the same tensor that it lies in
-    and its index at each position there.
+    ``role`` is ``"out"`` where the layer produces the channels, ``"in"`` where it contracts them away, ``"scale"``
+    where it multiplies each by one number (the weight of a norm), else ``"affine"``. ``outer`` has, for each group of
+    the group's ``by``, the dimension of the same tensor that it lies in and its index at each position there.
     """
 
     tensor: str

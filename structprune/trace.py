@@ -29,6 +29,7 @@ from structprune.records import Held, Record, Step
 from structprune.routing import CHOICES, Rerouted, freeze_siblings
 from structprune.rules import Context
 from structprune.rules.context import Dims, constants, iter_tensors
+from structprune.rules.scales import factors_of
 from structprune.stand_ins import SUBSTITUTES, random_state, transparent_functionals
 from structprune.tensors import slots
 from structprune.tracer import INPUT, RuleError, Tracer
@@ -97,6 +98,7 @@ def run_traced(
             tracer.context.dims.clear()
             tracer.context.live.clear()
             tracer.context.derived.clear()
+            tracer.context.factors.clear()
             forget(tracer.made)
     assert first is not None
     raise TraceError(
@@ -143,6 +145,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outp
         named = {name: tuple(axes.atom(size) for size in tensor.shape) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         context.dims[tensor] = named[name]
+    context.factors.update(factors_of(tensors, named))
     for tensor in tensors_in((args, kwargs)):
         context.dims[tensor] = tuple(Const(size, INPUT) for size in tensor.shape)
         context.live[tensor] = 0
@@ -180,6 +183,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outp
     context.dims.clear()
     context.live.clear()
     context.derived.clear()
+    context.factors.clear()
     forget(tracer.made)
     return run
 

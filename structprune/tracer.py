@@ -21,6 +21,7 @@ from structprune.provenance import TracedInt, user_line
 from structprune.records import Places, Record, Step
 from structprune.rules import Call, Context, FunctionCall, Site, Uncovered, lookup, lookup_function, source
 from structprune.rules.context import Dims, constants, free, iter_tensors
+from structprune.rules.scales import follow_scales
 from structprune.shapes import shortcut
 from structprune.stand_ins import IdentityMap
 
@@ -70,8 +71,10 @@ class Tracer:
         self.kind = kind
         self.named = named
         dims: MutableMapping[Any, Dims] = IdentityMap() if kind == "meta" else WeakTensorKeyDictionary()
-        live, derived = (IdentityMap() if kind == "meta" else WeakTensorKeyDictionary() for _ in range(2))
-        self.context = Context(dims, live=live, derived=derived)
+        live, derived, factors = (
+            IdentityMap() if kind == "meta" else WeakTensorKeyDictionary() for _ in range(3)
+        )
+        self.context = Context(dims, live=live, derived=derived, factors=factors)
         self.records: list[Record] = []
         self.steps: list[Step] = [Step("", [])]
         self.muted = False
@@ -177,6 +180,7 @@ class Tracer:
         self.read.update(map(id, tensors))
         reached = any(tensor in live for tensor in tensors)
         self._trail(name, tensors, live if reached else self.context.derived, out)
+        follow_scales(self.context, name, tensors, out)
         if reached:
             for tensor in iter_tensors((out,)):
                 self.narrow |= tensor.dtype in _NARROW

@@ -437,7 +437,9 @@ def test_follows_channels_that_are_put_in_another_order(name: str) -> None:
 # -- references ---------------------------------------------------------------------------------------------------
 
 
-def by_channel(group: ChannelGroup, values: dict[str, Tensor], roles: str = "out in affine") -> np.ndarray:
+def by_channel(
+    group: ChannelGroup, values: dict[str, Tensor], roles: str = "out in scale affine"
+) -> np.ndarray:
     """The sum of tensors over the members, position by position: [rows, size], or [size]."""
     found = np.zeros((group.rows, group.size) if group.by else (1, group.size))
     for member in group.members:
@@ -467,7 +469,7 @@ def test_first_order_by_the_gradients_of_single_samples(case: Case) -> None:
     groups = free(case.graph)
     slopes = {}
     for group in groups:
-        roles = "in" if any(m.role == "in" for m in group.members) else "out in affine"
+        roles = "in" if any(m.role == "in" for m in group.members) else "out in scale affine"
         each = [by_channel(group, {n: w * g[n] for n, w in weights.items()}, roles) for g in single]
         slopes[group.name] = np.abs(each).mean(0)
     equal(case.score("taylor"), slopes)

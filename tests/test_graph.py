@@ -128,7 +128,7 @@ def test_groups_list_their_members_with_roles() -> None:
     assert found == {
         ("one.weight", 0): "out",
         ("one.bias", 0): "affine",
-        ("norm.weight", 0): "affine",
+        ("norm.weight", 0): "scale",
         ("norm.bias", 0): "affine",
         ("norm.running_mean", 0): "affine",
         ("norm.running_var", 0): "affine",

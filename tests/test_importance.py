@@ -55,7 +55,7 @@ def graph_of(left: np.ndarray, right: np.ndarray) -> Graph:
     """The groups of Net, where channel left[i] of the group is filter i; the same for right."""
     first = np.concatenate([left, np.full(6, -1)])
     second = np.concatenate([np.full(4, -1), right])
-    norm = ("weight", "bias", "running_mean", "running_var")
+    norm = {"weight": "scale", "bias": "affine", "running_mean": "affine", "running_var": "affine"}
     groups = (
         Group(
             "left",
@@ -63,8 +63,8 @@ def graph_of(left: np.ndarray, right: np.ndarray) -> Graph:
             (
                 Member("left.weight", 0, left, "out"),
                 Member("left.bias", 0, left, "affine"),
-                *(Member(f"left_norm.{part}", 0, left, "affine") for part in norm),
-                *(Member(f"both_norm.{part}", 0, first, "affine") for part in norm),
+                *(Member(f"left_norm.{part}", 0, left, role) for part, role in norm.items()),
+                *(Member(f"both_norm.{part}", 0, first, role) for part, role in norm.items()),
                 Member("classify.weight", 1, np.repeat(first, 4), "in"),
             ),
         ),
@@ -73,7 +73,7 @@ def graph_of(left: np.ndarray, right: np.ndarray) -> Graph:
             6,
             (
                 Member("right.weight", 0, right, "out"),
-                *(Member(f"both_norm.{part}", 0, second, "affine") for part in norm),
+                *(Member(f"both_norm.{part}", 0, second, role) for part, role in norm.items()),
                 Member("classify.weight", 1, np.repeat(second, 4), "in"),
             ),
         ),
@@ -291,26 +291,11 @@ class TestBatchNormScale:
         with pytest.raises(InputError, match=r"bn_scale.*'l2'"):
             score(nn.Linear(3, 2), Graph((group,)), "bn_scale")
 
-    def test_activations_with_a_weight_are_no_norm(self) -> None:
-        group = Group("out", 2, (Member("weight", 0, np.arange(2), "affine"),))
-        with pytest.raises(InputError, match="bn_scale"):
-            score(nn.PReLU(2), Graph((group,)), "bn_scale")
-
-    def test_frozen_and_handwritten_norms(self) -> None:
-        class FrozenScale(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.register_buffer("weight", torch.tensor([1.0, -2]))
-                self.register_buffer("running_var", torch.ones(2))
-
-        class RootNorm(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.weight = nn.Parameter(torch.tensor([1.0, -2]))
-
-        group = Group("out", 2, (Member("weight", 0, np.arange(2), "affine"),))
-        for model in (FrozenScale(), RootNorm()):
-            assert score(model, Graph((group,)), "bn_scale")["out"].tolist() == [1, 2]
+    def test_scales_that_are_buffers_count(self) -> None:
+        model = nn.Module()
+        model.register_buffer("weight", torch.tensor([1.0, -2]))
+        group = Group("out", 2, (Member("weight", 0, np.arange(2), "scale"),))
+        assert score(model, Graph((group,)), "bn_scale")["out"].tolist() == [1, 2]
 
 
 class TestRandom:

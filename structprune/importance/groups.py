@@ -78,7 +78,9 @@ class MemberTensor:
 
     @property
     def role(self) -> str:
-        """How the layer treats it: "out" (produces), "in" (contracts away), "affine" (scale, bias, ...)."""
+        """How the layer treats it: "out" (produces), "in" (contracts away), "scale" (multiplies each channel by one
+        number), "affine" (bias, ...).
+        """
         return self.member.role
 
 

@@ -1,11 +1,9 @@
-"""The scale of normalisation layers as importance."""
+"""The scale of each channel, as of normalisation layers, as importance."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from structprune.errors import InputError
 from structprune.importance.groups import GroupTensors, MemberTensor
@@ -15,31 +13,25 @@ from structprune.importance.registry import criterion
 
 __all__ = ["bn_scale", "is_scale"]
 
-_NORMS: tuple[type[nn.Module], ...] = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
-
 
 @criterion()
 def bn_scale(group: GroupTensors) -> NDArray[np.float64]:
-    """The sum of |scale| over the normalisation layers of each channel: float64 [size].
+    """The sum of |scale| over the scales of each channel, which are those of normalisation layers: float64 [size].
 
     Liu, Li, Shen, Huang, Yan, Zhang: Learning Efficient Convolutional Networks through Network Slimming, ICCV
     2017 (arXiv:1708.06519). Best after training with an L1 penalty on the scales.
 
-    A group without a normalisation layer (the hidden linear layers behind a convolutional trunk) has no
-    scale: its channels are ranked by l2, divided by the group's mean, which puts them around 1, where a scale
-    starts. Raises InputError where no free group of the model has a normalisation layer.
+    A scale is a tensor with one number for each channel, by which the channels are multiplied as they pass, as
+    the trace sees it: of any norm, whatever its class, and a layer scale too. A group without one (the hidden
+    linear layers behind a convolutional trunk) is ranked by l2, divided by the group's mean, which puts it
+    around 1, where a scale starts. Raises InputError where no free group of the model has a scale.
     """
     scales = _scales(group)
     if scales:
         return group.total(abs_sum, scales)
     if not any(_scales(peer) for peer in group.peers):
         raise InputError(
-            "criterion 'bn_scale' ranks channels by the scale of their normalisation layers, and no free "
+            "criterion 'bn_scale' ranks channels by their scales, those of normalisation layers, and no free "
             "group of this model has one: use 'l2' or 'l1'"
         )
     norms = l2(group)
@@ -49,18 +41,9 @@ def bn_scale(group: GroupTensors) -> NDArray[np.float64]:
 
 def _scales(group: GroupTensors) -> list[MemberTensor]:
     """The per-channel scales among the members; also those kept as buffers (frozen BatchNorm)."""
-    return [member for member in group.members if member.role == "affine" and is_scale(member)]
+    return [member for member in group.members if is_scale(member)]
 
 
 def is_scale(member: MemberTensor) -> bool:
-    """A `weight` of a torch norm, of a module with running statistics, or of a class named a norm
-    (LlamaRMSNorm).
-    """
-    owner, leaf = member.owner, member.name.rpartition(".")[2]
-    if owner is None or leaf != "weight":
-        return False
-    return (
-        isinstance(owner, _NORMS)
-        or isinstance(getattr(owner, "running_var", None), torch.Tensor)
-        or "norm" in type(owner).__name__.lower()
-    )
+    """Whether the tensor holds one number for each channel, by which it is multiplied."""
+    return member.role == "scale"

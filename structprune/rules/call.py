@@ -14,6 +14,7 @@ from structprune.nodes import Literal, Node
 from structprune.provenance import node_of, plain, user_line
 from structprune.rules.context import Context, Dims, Site, constants, free, iter_tensors
 from structprune.rules.integers import alignment, match
+from structprune.rules.scales import scales
 
 __all__ = ["Call"]
 
@@ -181,6 +182,10 @@ class Call:
         weight = self.arguments.get("weight")
         convolves = isinstance(weight, torch.Tensor) and weight.ndim > 2
         self.context.lineage.weight(expr, role, convolves)
+
+    def scale(self, what: torch.Tensor, by: torch.Tensor | None) -> None:
+        """Note that a tensor (None: nothing) holds one number for each channel, by which activations are multiplied."""
+        scales(self.context, by, what)
 
     def contract(self, reduced: Sequence[Expr], axes: Mapping[str, int]) -> None:
         """Note a contraction over ``reduced``; ``axes`` gives for each argument the dimension that is contracted."""

@@ -26,6 +26,7 @@ def batch_norm(c: Call) -> None:
     """[b, c, ...], [c], [c], [c], [c] -> [b, c, ...]."""
     x, *others = c.tensors()
     dims = c.dims(x)
+    c.scale(x, c.get("weight"))
     for tensor in others:
         c.unify(dims[1], c.dims(tensor)[0])
     out = c.out if isinstance(c.out, list | tuple) else [c.out]
@@ -46,6 +47,7 @@ def layer_norm(c: Call) -> None:
     """[..., c], [c], [c] -> [..., c]: statistics over the last dimensions."""
     x = c["input"]
     dims = c.dims(x)
+    c.scale(x, c.get("weight"))
     sizes = list(c["normalized_shape"])
     last = dims[len(dims) - len(sizes) :]
     for dim, node in zip(last, c.nodes(sizes), strict=True):
@@ -74,6 +76,7 @@ def layer_norm(c: Call) -> None:
 def group_norm(c: Call) -> None:
     """[b, [g i], ...], [[g i]], [[g i]] -> [b, [g i], ...]: statistics over i in each of the g groups."""
     dims = c.dims(c["input"])
+    c.scale(c["input"], c.get("weight"))
     groups = c.get("group", c.get("num_groups"))
     lead, inner = axes.factor(
         dims[1], groups, c.why("the groups of a norm cut across the structure of its channels")

@@ -61,7 +61,8 @@ class GroupLasso(Penalty[Channels]):
 
 
 class Slimming(Penalty[Channels]):
-    """The sum of |scale| over the channels of batch norms, or other norms, that go with free groups.
+    """The sum of |scale| over the channels of free groups: the scales of batch norms, of other norms whatever their
+    class, and of all that multiplies each channel by one number (`bn_scale`).
 
     Liu, Li, Shen, Huang, Yan, Zhang: Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017
     (arXiv:1708.06519), there by the subgradient, here by the proximal step, so that scales are exactly zero. Where a
