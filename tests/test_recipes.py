@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from structprune.cli import app
 from structprune.cli.exit_codes import ExitCode
 from structprune.recipes.folder import RunFolder
 from structprune.recipes.lines import MetricLines
+from structprune.recipes.steps import Prune, PruneGradually, Train
 from structprune.train import GradualRun
 from structprune.train.options import TrainOptions
+from tests.toy_runtime import WASTE, kernels, mlp
 
 MODULE = """
 import os
@@ -228,7 +231,16 @@ class TestReading:
             ("lr: 0.05, ", "lr: 0.05, metric: nets.py:m, early_stopping: {patience: 1}, ", "say metric: metric there"),
             ("macs: 0.35}", "macs: 0.35}, scope: layer, sensitivity: true", "leave out scope: layer"),
             ("calibration: {share: 1.0}", "sensitivity: true", r":15: steps\[5\]: sensitivity is measured on data"),
-            ("calibration: {share: 1.0}", "refit: weights", r":15: steps\[5\]: refit is done on data"),
+            ("calibration: {share: 1.0}", "refit: all", r":15: steps\[5\]: refit is done on data"),
+            ("calibration: {share: 1.0}", "refit: wieghts", r":15: steps\[5\]: refit step 'wieghts': expected"),
+            ("batch_size: 16}", "batch_size: true}", r":6: steps\[0\]\.batch_size: neither true nor false"),
+            ("version: 1", "version: 1\nseed: 4294967296", r":2: seed: .*less than 4294967296"),
+            ("2x6", "[2, 6]", r":3: input: expected sizes such as 1x3x224x224"),
+            ("macs: 0.6", "latency: 0.6, runtime: {thread: 1}",
+             r"^recipe.yaml:8: steps\[1\]\.budget\.runtime\.thread: unknown key; did you mean 'threads'\?$"),
+            ("{macs: 0.6}", "0.6", r":8: steps\[1\]\.budget: expected keys with values, .* got 0\.6"),
+            ("version: 1", "[a, b]: 1", r"recipe\.yaml:1: a key must be a word"),
+            ("nets.py:points", "&points {name: own, function: *points}", "refers to what it is in"),
         ],
     )  # fmt: skip
     def test_what_is_wrong_is_said_with_its_place(self, old: str, new: str, message: str) -> None:
@@ -242,6 +254,17 @@ class TestReading:
         assert prune.budget.make() == sp.Budget(macs=0.6)  # type: ignore[union-attr]
         timed = changed("{macs: 0.6}", "{latency: 0.5, runtime: {name: torch, threads: 2}}").steps[1]
         assert timed.budget.make() == sp.Budget(latency=0.5, runtime=sp.Runtime("torch", 2))  # type: ignore[union-attr]
+
+    def test_all_that_is_data_of_pruning_and_training_can_be_said(self) -> None:
+        training = {"model", "train_data", "validation", "hooks", "progress", "accelerator"}
+        cutting = {"model", "example_inputs", "inplace", "rewrite", "engine_options", "progress"}
+        within = {"options", "metric", "pruning", "training"}  # what `train` and the other keys come to
+        for function, kind, other in (
+            (sp.train.finetune, Train, training),
+            (sp.prune, Prune, cutting),
+            (sp.train.prune_gradually, PruneGradually, {*training, *cutting, *within, "checkpoint"}),
+        ):
+            assert inspect.signature(function).parameters.keys() - kind.model_fields.keys() <= other
 
     def test_json_reads_as_yaml_does(self, folder: Path) -> None:
         recipe = sp.Recipe.load("recipe.yaml")
@@ -437,6 +460,23 @@ steps:
         (folder / "nets.py").write_text(MODULE + RULE)
         assert sp.run_recipe(changed("macs: 0.6", "macs: 0.7"), "out").records
 
+    def test_a_latency_on_a_runtime(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("STRUCTPRUNE_CACHE", str(folder / "cache"))
+        recipe = sp.Recipe.of(
+            {
+                "version": 1,
+                "model": "tests.toy_runtime:mlp",
+                "input": "1x32",
+                "steps": [
+                    {"step": "prune", "budget": {"latency": 0.6, "runtime": {"name": "toy", "threads": 1}}}
+                ],
+            }
+        )
+        result = sp.run_recipe(recipe, "out")
+        dense, small = (WASTE + sum(each.ms for each in kernels(net)) for net in (mlp(), result.model))
+        assert 0.57 < small / dense <= 0.6
+        assert result.records[0]["latency"]["value"] == pytest.approx(small / dense)
+
     def test_widths_by_sensitivity_measured_and_taken_up_again(self, folder: Path) -> None:
         head = RECIPE[: RECIPE.index("steps:")] + "steps:\n"
         step = "  - {step: prune, budget: {macs: 0.5}, calibration: {share: 1}, sensitivity: %s}\n"
@@ -511,6 +551,13 @@ class TestRefused:
             RunFolder("out").opened(sp.Recipe.load("recipe.yaml")),
             pytest.raises(sp.InputError, match="another process runs a recipe there"),
         ):
+            sp.run_recipe("recipe.yaml", "out")
+
+    def test_a_file_of_metrics_that_somebody_wrote_in(self, folder: Path) -> None:
+        self.interrupted(folder)
+        with (folder / "out" / "metrics.jsonl").open("a") as file:
+            file.write("half a li")
+        with pytest.raises(sp.StorageError, match=r"metrics\.jsonl has lines that no run has written"):
             sp.run_recipe("recipe.yaml", "out")
 
     def test_a_damaged_state_gives_way_to_the_one_before(self, folder: Path) -> None:

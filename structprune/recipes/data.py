@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from structprune import data as loaders
 from structprune.by_name import called, lookup
 from structprune.errors import InputError
-from structprune.recipes.fields import Derived, Strict, derived
+from structprune.recipes.fields import Derived, Seed, Strict, derived
 from structprune.recipes.functions import beside
 
 __all__ = ["Data", "DataSource", "OwnData", "Samples"]
@@ -21,7 +21,7 @@ __all__ = ["Data", "DataSource", "OwnData", "Samples"]
 if TYPE_CHECKING:
     _Digits: TypeAlias = Derived
 else:
-    _Digits = derived(loaders.digits, "_Digits")
+    _Digits = derived(loaders.digits, "_Digits", seed=(Seed, 0))
 
 
 class Digits(_Digits):

@@ -12,13 +12,15 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["Derived", "Names", "Strict", "derived", "did_you_mean", "names"]
+__all__ = ["Derived", "Names", "Seed", "Strict", "derived", "did_you_mean", "names"]
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What random numbers begin with: as much as every library takes."""
 Names = str | list[str]
 """One name, or several."""
 
@@ -31,10 +33,12 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, given: Any) -> Any:
-        for key in given if isinstance(given, Mapping) else ():
+        for key, value in given.items() if isinstance(given, Mapping) else ():
             if key not in cls.model_fields:
                 hint = did_you_mean(str(key), cls.model_fields)
-                raise PydanticCustomError("unknown_key", "unknown key; {hint}", {"key": key, "hint": hint})
+                raise PydanticCustomError("in_key", "unknown key; {hint}", {"key": key, "hint": hint})
+            if isinstance(value, bool) and not _takes(cls.model_fields[key].annotation, bool):
+                raise PydanticCustomError("in_key", "neither true nor false will do here", {"key": key})
         return given
 
 
@@ -82,6 +86,11 @@ def did_you_mean(given: str, known: typing.Iterable[str]) -> str:
 def names(given: Names) -> list[str]:
     """One name or several, as several."""
     return [given] if isinstance(given, str) else list(given)
+
+
+def _takes(annotation: Any, kind: type) -> bool:
+    """Whether a type is this one, or has it among others."""
+    return annotation in (kind, Any) or any(_takes(each, kind) for each in typing.get_args(annotation))
 
 
 def _made(value: Any) -> Any:

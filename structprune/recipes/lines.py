@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from structprune.archive import write_text
+from structprune.errors import StorageError
 from structprune.train import Hook, Run
 from structprune.train.hooks import Metrics
 
@@ -37,8 +38,13 @@ class MetricLines:
             self._keep(lambda line: line["step"] <= steps)
 
     def _keep(self, wanted: Callable[[Mapping[str, Any]], bool], *more: Mapping[str, Any]) -> None:
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        kept = [line for line in map(json.loads, text.splitlines()) if wanted(line)]
+        try:
+            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            kept = [line for line in map(json.loads, text.splitlines()) if wanted(line)]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise StorageError(
+                f"{self.path} has lines that no run has written ({error}): move it away"
+            ) from error
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in [*kept, *more]))
 
 

@@ -18,7 +18,10 @@ __all__ = ["Document", "explained", "read", "told_at"]
 
 Place = tuple[str | int, ...]
 _MOST = 5  # errors that are told at once
-_SAID = ("value_error", "unknown_key", "misplaced")  # kinds of errors whose message says what was given
+_NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
+_DEEPEST = 50
+_LARGEST = 10_000  # parts of a file; more come of aliases of aliases alone
+_SAID = ("value_error", "in_key", "misplaced")  # kinds of errors whose message says what was given
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,15 @@ def told_at(place: str) -> Iterator[None]:
 
 def explained(error: ValidationError, document: Document) -> str:
     """The first few errors, each with its place, its line, and what to do."""
-    found = list(dict.fromkeys(_told(each, document) for each in error.errors(include_url=False)))
+    errors = [(_place(each, document.content), each) for each in error.errors(include_url=False)]
+    deepest = [
+        (place, each)
+        for place, each in errors  # of a union, what is wrong inside says more than that it is no plain value
+        if not any(len(other) > len(place) and other[: len(place)] == place for other, _ in errors)
+    ]
+    found = list(dict.fromkeys(f"{document.at(*place)}: {_message(each)}" for place, each in deepest))
     more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
     return "\n".join([*found[:_MOST], *more])
-
-
-def _told(error: Any, document: Document) -> str:
-    return f"{document.at(*_place(error, document.content))}: {_message(error)}"
 
 
 def _message(error: Any) -> str:
@@ -88,9 +93,15 @@ def _message(error: Any) -> str:
         known = [name.strip().strip("'") for name in context["expected_tags"].split(",")]
         key = context["discriminator"].strip("'")
         return f"unknown {key} {context['tag']!r}; {did_you_mean(context['tag'], known)}"
+    if error["type"] in _NO_MAPPING:
+        return f"expected keys with values, as in 'key: value'; got {_shown(given)}"
     message = str(error["msg"]).removeprefix("Value error, ")
     plain = isinstance(given, (str, int, float, bool)) and error["type"] not in _SAID
     return f"{message} (got {given!r})" if plain else message
+
+
+def _shown(given: Any) -> str:
+    return "nothing" if given is None else "a list" if isinstance(given, list) else repr(given)
 
 
 def _place(error: Any, content: Any) -> Place:
@@ -103,7 +114,7 @@ def _place(error: Any, content: Any) -> Place:
             content = content[step]
     if error["type"] == "missing":
         steps.append(error["loc"][-1])
-    elif error["type"] == "unknown_key":
+    elif error["type"] == "in_key":
         steps.append(error["ctx"]["key"])
     elif error["type"] == "misplaced":
         steps += error["ctx"]["place"]
@@ -117,8 +128,16 @@ def _is_index(step: str | int, content: Any) -> bool:
 
 
 def _walk(node: yaml.Node | None, place: Place, lines: dict[Place, int], name: str) -> None:
+    if len(place) > _DEEPEST or len(lines) > _LARGEST:
+        raise InputError(
+            f"{name}: an alias refers to what it is in, or the file is no recipe: it is too deep or large"
+        )
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise InputError(
+                    f"{name}:{key.start_mark.line + 1}: a key must be a word, not a list or a mapping"
+                )
             inside = (*place, key.value)
             if inside in lines:
                 raise InputError(

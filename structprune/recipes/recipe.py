@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from structprune.errors import InputError
 from structprune.inputs import parse_inputs
 from structprune.recipes.data import DataSource
-from structprune.recipes.fields import Strict
+from structprune.recipes.fields import Seed, Strict
 from structprune.recipes.places import Document, explained, read
 from structprune.recipes.steps import (
     Cutting,
@@ -57,7 +57,7 @@ class Recipe(Strict):
     rewrite: bool = False
     data: DataSource | None = None
     validation: Annotated[float, Field(ge=0, le=0.9)] = 0.0
-    seed: int = 0
+    seed: Seed = 0
     steps: Annotated[list[Step], Field(min_length=1)]
     _base: Path = PrivateAttr(default_factory=Path)
     _document: Document = PrivateAttr(default_factory=lambda: Document(None, "recipe"))
@@ -104,7 +104,10 @@ class Recipe(Strict):
     @field_validator("input", mode="before")
     @classmethod
     def _several(cls, given: Any) -> Any:
-        return [given] if isinstance(given, str) else given
+        several = [given] if isinstance(given, str) else given
+        if not isinstance(several, list) or not all(isinstance(each, str) for each in several):
+            raise ValueError(f"expected sizes such as 1x3x224x224, or a list of such; got {given}")
+        return several
 
     @field_validator("input")
     @classmethod

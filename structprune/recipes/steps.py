@@ -11,9 +11,10 @@ from torch.utils.data import Dataset, TensorDataset
 from structprune.budget import Budget
 from structprune.importance import CRITERIA, Criterion, needs_of, options_of
 from structprune.recipes.data import Samples
-from structprune.recipes.fields import Derived, Names, Strict, derived, did_you_mean
+from structprune.recipes.fields import Derived, Names, Seed, Strict, derived, did_you_mean
 from structprune.recipes.functions import Function, NameOrFunction, function, is_own
 from structprune.recipes.training import Training
+from structprune.refit import steps_of
 from structprune.runtime_settings import Runtime
 from structprune.train.evaluation import evaluate
 from structprune.train.gradual import Cubic, Iterative, OneShot, Schedule
@@ -85,7 +86,7 @@ class Cutting(Strict):
     engine: Literal["structprune", "torch-pruning"] = "structprune"
     outputs: str | int | list[str | int] | None = None
     verify: bool = True
-    seed: int | None = None
+    seed: Seed | None = None
 
     @field_validator("criterion")
     @classmethod
@@ -103,7 +104,7 @@ class Cutting(Strict):
             )
         if nothing and self.sensitivity is True:
             raise ValueError("sensitivity is measured on data: say calibration: {batches: 8}, or data:")
-        if self.refit and self.calibration is None:
+        if self.refit is not None and steps_of(self.refit) and self.calibration is None:
             raise ValueError("refit is done on data: say calibration: {batches: 8}")
         if self.sensitivity and self.scope not in (None, "value"):
             raise ValueError(f"with sensitivity widths are chosen by the loss: leave out scope: {self.scope}")
@@ -200,7 +201,7 @@ class Sparsify(Strict):
     criterion: Literal["l1", "l2", "random"] = "l1"
     keep: Names = Field(default_factory=list)
     only: Names = Field(default_factory=list)
-    seed: int | None = None
+    seed: Seed | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Sparsify:

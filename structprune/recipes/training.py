@@ -11,7 +11,7 @@ from torch import nn
 
 from structprune.graph import DependencyGraph
 from structprune.plan import PruningPlan
-from structprune.recipes.fields import Derived, Names, Strict, derived, names
+from structprune.recipes.fields import Derived, Names, Seed, Strict, derived, names
 from structprune.recipes.functions import Function, NameOrFunction, function, is_own
 from structprune.train.distillation import Distillation
 from structprune.train.options import OPTIMIZERS, SCHEDULES, TrainOptions
@@ -28,7 +28,7 @@ else:
     _TrainFields = derived(
         TrainOptions,
         "_TrainFields",
-        seed=(int | None, None),
+        seed=(Seed | None, None),
         optimizer=(Annotated[NameOrFunction, Field(examples=[*OPTIMIZERS, "nets.py:optimizer"])], "sgd"),
         schedule=(Annotated[NameOrFunction, Field(examples=[*SCHEDULES, "nets.py:warmup"])], "cosine"),
     )
