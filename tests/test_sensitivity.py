@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,51 @@ def test_rises_combine_as_they_are_fitted() -> None:
     assert fitted(np.zeros((0, 5)), np.zeros(0)) == Combination()
 
 
+def test_noise_adds_up_and_the_loss_rises_with_its_logarithm() -> None:
+    two = np.full((1, 2), np.log(2.0))  # noise of 1 each
+    assert Combination(power=1.0, knee=1.0)(two) == pytest.approx(np.log(3))
+    assert Combination(power=0.5, knee=1.0)(two) == pytest.approx(np.log(1 + 4))
+    assert Combination(power=1.0, knee=1.0)(two[:, :1]) == pytest.approx(np.log(2))
+    small, large = np.full((1, 5), 1e-4), np.array([[30.0, 30.0, 29.0]])
+    assert Combination(power=1.0, knee=1.0)(small) == pytest.approx(
+        5e-4, rel=1e-3
+    )  # below the knee they add up
+    assert 30 > Combination(power=1.0, knee=2.0)(large / 2) > 15  # above it the largest says nearly all
+
+
+@pytest.mark.parametrize("knee", [0.01, 0.5, np.inf])
+def test_a_plan_that_keeps_less_is_never_forecast_better(knee: float) -> None:
+    combine, chance = Combination(0.8, 2.0, 50.0, knee), np.random.default_rng(3)
+    rises = chance.uniform(0, 1, (200, 6)) * 10.0 ** chance.integers(-4, 2, (200, 1))
+    more = rises + chance.uniform(0, 0.5, rises.shape) * (chance.uniform(size=rises.shape) < 0.3)
+    assert np.isfinite(combine(rises)).all()
+    assert (combine(more) >= combine(rises)).all()
+    assert (combine(rises) < combine(2 * rises)).all()
+    orders = combine.terms(rises).sum(axis=1), combine(rises)  # what widths are chosen by, and the forecast
+    assert np.array_equal(*(np.argsort(one, kind="stable") for one in orders))
+
+
+def saturating(rises: Any) -> Any:
+    """All rises below 1 add up; together they are at most 2, and where they are near it, the largest stands out."""
+    noise = np.expm1(2.5 * rises).sum(axis=1)
+    return 2 * noise / (noise + 20)
+
+
+def test_saturation_is_found_where_there_is_any() -> None:
+    chance = np.random.default_rng(0)
+
+    def drawn(number: int) -> Any:  # two knobs that can spoil everything, eight that hardly can
+        return chance.uniform(0, 1, (number, 10)) ** 2 * ([1.8] * 2 + [0.2] * 8) + 1e-6
+
+    some, others = drawn(12), drawn(300)
+    found = fitted(some, saturating(some))
+    assert np.isfinite(found.knee)
+    agreement = spearmanr(found(others), saturating(others)).statistic
+    assert agreement > 0.985
+    assert agreement > spearmanr(Combination()(others), saturating(others)).statistic + 0.01
+    assert np.isinf(fitted(some, some.sum(axis=1)).knee)
+
+
 def test_a_curve_never_says_that_fewer_channels_are_better() -> None:
     noisy = Curve(("a",), 8, (2, 4, 6, 8), (0.5, 0.1, 0.2, 0.01), ((1.0, 1.0, 1.0),))
     assert (np.diff(noisy.rises) <= 0).all()
@@ -255,13 +301,20 @@ def test_a_curve_never_says_that_fewer_channels_are_better() -> None:
     assert noisy.rises[3] == noisy.rises[5] == pytest.approx(0.14)
 
 
-def test_widths_of_least_forecast_loss_are_chosen() -> None:
+@pytest.mark.parametrize("saturated", [False, True])
+def test_widths_of_least_forecast_loss_are_chosen(saturated: bool) -> None:
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))  # fmt: skip  # noqa: E501
     x = samples(64, 5)
     graph = sp.trace(net, x[:1])
     scores = sp.score(net, graph)
     found = sp.sensitivity(net, graph, scores, x)
+    if saturated:
+        alone = found._rises([one.counts for one in found.joint])
+        losses = (found.whole + Combination(knee=0.3 * alone.max())(alone)).tolist()
+        joint = tuple(replace(one, loss=loss) for one, loss in zip(found.joint, losses, strict=True))
+        found = replace(found, joint=joint)
+        assert np.isfinite(found.combination.knee)
     free = [group for group in graph.groups if group.frozen is None]
     whole = graph.price("macs", graph.sizes())
     for share in (0.3, 0.5, 0.7):

@@ -62,7 +62,7 @@ class Sensitivity:
 
     @cached_property
     def agreement(self) -> float:
-        """Spearman's rank correlation of forecast and measured loss over the joint plans, to which three numbers are
+        """Spearman's rank correlation of forecast and measured loss over the joint plans, to which four numbers are
         fitted; NaN where there are fewer than three plans, or all are alike.
         """
         forecasts, losses = [self.forecast(one.counts) for one in self.joint], [o.loss for o in self.joint]
@@ -84,7 +84,7 @@ class Sensitivity:
             group = graph.groups[position]
             curve = self._curve(group.name)
             self._require_scores(curve, group.name, scores[group.name])
-            lost = curve.rises**self.combination.power / len(curve.groups)
+            lost = self.combination.terms(curve.rises) / len(curve.groups)
             found[position] = np.append(0.0, -np.diff(lost))
         return found
 
