@@ -19,7 +19,6 @@ read the same 128 training images. Rows are appended to a file of JSON lines; wh
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +33,7 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.accuracy_cuts import OURS, THEIRS, Bench
 from benchmarks.accuracy_table import sentences, tables
+from benchmarks.command_line import append, appended, parser_of
 from benchmarks.digits_networks import SmallResNet, SmallVGG, SmallViT
 from benchmarks.docstrings import TextEncoder, docstrings
 from structprune.data import digits
@@ -92,14 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Appends the rows and prints the tables; the exit status."""
     options = _parser().parse_args(argv)
     console = Console() if sys.stdout.isatty() else Console(width=180)  # a log has no width of its own
-    rows = _read(options.table or options.out)
+    rows = appended(options.table or options.out)
     for name in () if options.table else options.network or NETWORKS:
         for seed in options.seed or range(5):
             start = time.perf_counter()
             with torch_threads(options.threads):
                 for row in of_network(name, seed, options, rows):
                     rows.append(row)
-                    _append(options.out, row)
+                    append(options.out, row)
             console.print(f"{name}, seed {seed}: {time.perf_counter() - start:.0f} s")
     console.print(*tables(rows), *sentences(rows), sep="\n\n")
     return 0
@@ -145,27 +145,8 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("network", "seed", "share", "tool", "criterion"))
 
 
-def _read(path: Path | None) -> list[dict[str, Any]]:
-    if path is None or not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _append(path: Path | None, row: dict[str, Any]) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accuracy",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("accuracy", __doc__)
     add = parser.add_argument
     add("--network", action="append", choices=list(NETWORKS), help="repeatable; all if left out")
     add("--seed", action="append", type=int, help="repeatable; 0 to 4 if left out")

@@ -10,7 +10,7 @@ from typing import Any
 
 from structprune.archive import write_text
 
-__all__ = ["parser_of", "write"]
+__all__ = ["append", "appended", "parser_of", "write"]
 
 
 def parser_of(name: str, told: str | None) -> argparse.ArgumentParser:
@@ -32,3 +32,18 @@ def write(path: Path | None, document: Mapping[str, Any]) -> None:
     """Writes the document as JSON over what the file held, whole or not at all; nothing without a path."""
     if path is not None:
         write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def append(path: Path | None, row: Mapping[str, Any]) -> None:
+    """Appends the row to the file as a line of JSON, so that what was measured outlives an interrupted run."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def appended(path: Path | None) -> list[dict[str, Any]]:
+    """The rows that `append` wrote to the file: none without a path or a file."""
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]

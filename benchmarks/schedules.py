@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from rich.table import Table
 import structprune as sp
 from benchmarks.accuracy import NETWORKS, trained
 from benchmarks.accuracy_cuts import Bench
+from benchmarks.command_line import append, appended, parser_of
 from benchmarks.latency_accuracy_table import paired
 from structprune.runtimes import torch_threads
 from structprune.train import (
@@ -107,9 +107,7 @@ def accuracy(bench: Bench, way: Way, share: float, strength: float) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Appends the rows and prints the table; the exit status."""
     options = _parser().parse_args(argv)
-    path = options.table or options.out
-    known = path is not None and path.exists()
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()] if known else []
+    rows = appended(options.table or options.out)
     wanted = {*(options.way or WAYS)}
     for name in () if options.table else options.network or ("resnet", "vgg", "vit"):
         for seed in options.seed or range(5):
@@ -127,16 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                             "accuracy": accuracy(bench, way, options.share, strength),
                         }
                         rows.append(row)
-                        _append(options.out, row)
+                        append(options.out, row)
     (Console() if sys.stdout.isatty() else Console(width=140)).print(_table(rows))
     return 0
-
-
-def _append(path: Path | None, row: dict[str, Any]) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -166,13 +157,7 @@ def _gap(own: Mapping[int, float], first: Mapping[int, float]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.schedules",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("schedules", __doc__)
     add = parser.add_argument
     add("--network", action="append", choices=("resnet", "vgg", "vit"), help="repeatable; all if left out")
     add("--seed", action="append", type=int, help="repeatable; 0 to 4 if left out")
