@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import structprune as sp
-from structprune.train import Distillation, GroupLasso, finetune
+from structprune.train import Distillation, GroupLasso, Hook, Run, finetune
 from structprune.train.batches import Shares
 from tests.launcher import torchrun
 
@@ -34,37 +34,59 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 2)).double()
 
 
-def prune_and_train() -> tuple[nn.Module, sp.PruningPlan, list[dict[str, float]]]:
-    dense = net()
+class Seen(Hook):
+    """Counts the examples that this process trained on."""
+
+    count = 0
+
+    def before_step(self, run: Run, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.count += len(inputs) if run.weight else 0
+
+
+def prune_and_train() -> tuple[nn.Module, sp.PruningPlan, list[dict[str, float]], int]:
+    dense, seen = net(), Seen()
     result = sp.prune(dense, data().tensors[0][:2], sp.Budget(macs=0.5))
     hint = Distillation(dense, features=["0"], plan=result.plan)
     lasso = GroupLasso(sp.trace(result.model, data().tensors[0][:2]), strength=0.09)
-    log = finetune(result.model, data(), validation=data(), distillation=hint, hooks=[lasso], **SETTINGS)
-    return result.model, result.plan, log
+    log = finetune(
+        result.model, data(), validation=data(), distillation=hint, hooks=[lasso, seen], **SETTINGS
+    )
+    return result.model, result.plan, log, seen.count
 
 
 def work(folder: Path) -> None:
     """What each process does; `torchrun` runs this file."""
-    model, plan, log = prune_and_train()
+    model, plan, log, seen = prune_and_train()
     name = f"rank{os.environ['RANK']}of{torch.distributed.get_world_size()}"
     save_file(model.state_dict(), folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps({"plan": plan.to_json(), "log": log}))
+    (folder / f"{name}.json").write_text(json.dumps({"plan": plan.to_json(), "log": log, "seen": seen}))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_plan_and_the_weights_of_one(tmp_path: Path) -> None:
     status, said = torchrun(__file__, 2, str(tmp_path))
     assert status == 0, said[-3000:]
-    model, plan, log = prune_and_train()
+    model, plan, log, seen = prune_and_train()
+    assert seen == 2 * len(data())
     assert 0 < log[-1]["zero_channels"] < len(model.get_submodule("0").weight)
     assert (model.get_submodule("0").weight == 0).all(1).sum() == log[-1]["zero_channels"]
-    for rank in (0, 1):
-        told = json.loads((tmp_path / f"rank{rank}of2.json").read_text())
+    said_by = [json.loads((tmp_path / f"rank{rank}of2.json").read_text()) for rank in (0, 1)]
+    assert sorted(told["seen"] for told in said_by) == [
+        2 * 16,
+        2 * 21,
+    ]  # 5 and 4 of each batch of 9; of the last 1
+    for rank, told in enumerate(said_by):
         assert told["plan"] == plan.to_json()
         for entry, own in zip(told["log"], log, strict=True):
             assert entry == pytest.approx(own, rel=1e-9)
         for name, tensor in load_file(tmp_path / f"rank{rank}of2.safetensors").items():
             torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_processes_that_accelerate_does_not_know_of_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("structprune.train.surroundings.processes", lambda: 2)
+    with pytest.raises(sp.InputError, match=r"2 processes were started and accelerate works with 1"):
+        finetune(net(), data(), **SETTINGS)
 
 
 def test_the_shares_of_a_batch_are_all_of_it_once() -> None:

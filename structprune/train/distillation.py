@@ -40,8 +40,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     >>> float(soft_cross_entropy(logits, logits, 4.0))
     0.0
     """
-    given = F.log_softmax(student.float().movedim(1, -1) / temperature, -1).flatten(0, -2)
-    wanted = F.log_softmax(teacher.float().movedim(1, -1) / temperature, -1).flatten(0, -2)
+    given = F.log_softmax(_wide(student).movedim(1, -1) / temperature, -1).flatten(0, -2)
+    wanted = F.log_softmax(_wide(teacher).movedim(1, -1) / temperature, -1).flatten(0, -2)
     return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -115,7 +115,7 @@ class Distillation(Hook):
         if self.weight:
             loss = (1 - self.weight) * loss + self.weight * self._outputs(output, wanted)
         if self.features:
-            loss = loss + self.feature_weight * self._distance(own, self._known.taken(), self._kept)
+            loss = loss + self.feature_weight * self._distance(run, own, self._known.taken(), self._kept)
         return loss
 
     def after_cut(self, run: Run, plan: PruningPlan) -> None:
@@ -149,6 +149,7 @@ class Distillation(Hook):
 
     def _distance(
         self,
+        run: Run,
         own: Mapping[str, list[Tensor]],
         wanted: Mapping[str, list[Tensor]],
         kept: Mapping[str, tuple[Index, ...]],
@@ -159,12 +160,13 @@ class Distillation(Hook):
                 raise InputError(
                     f"features: layer {layer!r} ran {times[0]} times in the network, {times[1]} times in its teacher"
                 )
-        terms = [
-            _gap(layer, student, teacher, kept[layer])
+        pairs = [
+            _squares(layer, student, teacher, kept[layer])
             for layer in self.features
             for student, teacher in zip(own[layer], wanted[layer], strict=True)
         ]
-        return torch.stack(terms).mean()
+        errors, sizes = (torch.stack(part) for part in zip(*pairs, strict=True))
+        return (errors / run.mean(sizes).clamp_min(torch.finfo(torch.float32).tiny)).mean()
 
 
 def _taught(teacher: nn.Module, inputs: Any) -> Any:
@@ -199,8 +201,8 @@ def _lone(part: Any) -> Any:
     return part[0] if isinstance(part, list) and len(part) == 1 else part
 
 
-def _gap(layer: str, own: Tensor, wanted: Tensor, kept: Iterable[Index]) -> Tensor:
-    """The squared error of a layer's result as a share of the teacher's sum of squares."""
+def _squares(layer: str, own: Tensor, wanted: Tensor, kept: Iterable[Index]) -> tuple[Tensor, Tensor]:
+    """The mean squared error of a layer's result, and the mean square of what it should be."""
     whole = wanted.shape
     for index in kept:
         wanted = take(wanted, index)
@@ -209,8 +211,13 @@ def _gap(layer: str, own: Tensor, wanted: Tensor, kept: Iterable[Index]) -> Tens
             f"layer {layer!r} gives {list(own.shape)}, in the teacher {list(whole)}, of which {list(wanted.shape)} "
             "stay; give plan=, the plans that lead from the teacher to the network"
         )
-    error = (own.float() - wanted.float()).square().sum()
-    return error / wanted.float().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    own, wanted = _wide(own), _wide(wanted)
+    return (own - wanted).square().mean(), wanted.square().mean()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least, where sums of squares and exponentials are safe."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _require_layers(model: nn.Module, layers: Iterable[str], whose: str) -> None:

@@ -32,9 +32,10 @@ class Run:
     `model` is the user's own module, whatever accelerate wrapped around it, and `optimizer` torch's own. With FSDP it
     is a copy of `original`, the user's own, which gets the weights after `on_end`: the copy's parameters are shards
     (`DTensor`), and what runs the model, as `evaluate` does, has to run it in every process.
-    `epoch` is the number of the one under way, from 1; `step` counts the optimiser steps that are done, of
-    `steps` in all. `history` holds the metrics of each epoch that is done. Where pruning goes in steps, `gradual_step`
-    is the number of the one whose training it is, from 1, and `plans` are those of the steps so far.
+    `weight` is what the batch under way counts in this process: the mean of weighted means over the processes is the
+    mean over the batch. `epoch` is the number of the one under way, from 1; `step` counts the optimiser steps that are
+    done, of `steps` in all. `history` holds the metrics of each epoch that is done. Where pruning goes in steps,
+    `gradual_step` is the number of the one whose training it is, from 1, and `plans` are those of the steps so far.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Run:
     hooks: Sequence[Hook] = ()
     epoch: int = 0
     step: int = 0
+    weight: float = 1.0
     stopped: bool = False
     history: list[Metrics] = field(default_factory=list)
     gradual_step: int | None = None
@@ -84,6 +86,13 @@ class Run:
                     f"{who} needs whole parameters, and {name!r} is cut into shards ({type(parameter).__name__}): "
                     f"{instead}, or train without FSDP"
                 )
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over the batch of what `value`, without gradient, is over this process's share of it."""
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return value
+        found: Tensor = self.accelerator.reduce(value * self.weight, reduction="mean")
+        return found
 
     def precision(self) -> AbstractContextManager[None]:
         """The mixed precision that the run's forwards have; nothing where it has none."""

@@ -27,6 +27,7 @@ from structprune.train.surroundings import (
     default_accelerator,
     loader_of,
     refuse_engines,
+    require_all_processes,
     undone_before_a_step,
 )
 
@@ -105,6 +106,7 @@ def finetune(
     hooks = listed(hooks) if distillation is None else (distillation, *listed(hooks))
     accelerator = accelerator or default_accelerator()
     refuse_engines(accelerator)
+    require_all_processes(accelerator)
     with as_found(model), seeded(seed + accelerator.process_index):
         loop = _Loop(model, train_data, options, accelerator, hooks, loss)
         try:
@@ -175,16 +177,16 @@ class _Loop:
     def epoch(self, progress: Callable[[int, int], None] | None) -> Metrics:
         self.model.train()
         run, lr = self.run, self.run.lr
-        total = torch.zeros((), device=self.accelerator.device)
+        losses = list[Tensor]()
         for number, (weight, item) in enumerate(zip(self.weights, self.loader, strict=True), start=1):
             self.batch = f"batch {number} of epoch {run.epoch}"
             inputs, targets = pair_of(item, self.batch)
             with self.accelerator.accumulate(self.model):
-                total += self.step(inputs, targets, weight)
+                losses.append(self.step(inputs, targets, weight))
             if progress is not None and self.accelerator.sync_gradients:
                 progress(run.step, run.steps)
         self.share_buffers()
-        loss = float(self.accelerator.reduce(total, reduction="mean")) / len(self.weights)
+        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
         if not math.isfinite(loss):
             raise InputError(
                 f"the loss is {loss} in epoch {run.epoch}; lower lr={self.options.lr}, or check the data"
@@ -193,7 +195,7 @@ class _Loop:
 
     def step(self, inputs: Any, targets: Any, weight: float) -> Tensor:
         """The loss of one batch, `weight` times; the optimiser moves once the gradients are complete."""
-        run = self.run
+        run, self.run.weight = self.run, weight
         for hook in run.hooks:
             hook.before_step(run, inputs, targets)
         output = forward(self.model, inputs)

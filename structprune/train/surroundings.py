@@ -11,26 +11,47 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from structprune.errors import InputError
+from structprune.importance.calibration import processes
 from structprune.train.batches import Shares
 from structprune.train.hooks import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
-__all__ = ["as_found", "default_accelerator", "loader_of", "refuse_engines", "undone_before_a_step"]
+__all__ = [
+    "as_found",
+    "default_accelerator",
+    "loader_of",
+    "refuse_engines",
+    "require_all_processes",
+    "undone_before_a_step",
+]
 
 _PREPARED = "_is_accelerate_prepared"  # accelerate's mark on a model, which it does not prepare a second time
 
 
 def default_accelerator() -> Accelerator:
-    """An accelerator as accelerate is configured; raises `InputError` where it is not installed."""
+    """An accelerator as accelerate is configured; raises `InputError` where it is not installed.
+
+    Where there is nothing but CPUs it is said to be for these: otherwise accelerate takes each of the processes that
+    `torchrun` started for the only one.
+    """
     try:
         from accelerate import Accelerator
     except ImportError as error:
         raise InputError(
             "fine-tuning needs accelerate; install it with: pip install structprune[train]"
         ) from error
-    return Accelerator()
+    return Accelerator(cpu=True) if not torch.accelerator.is_available() else Accelerator()
+
+
+def require_all_processes(accelerator: Accelerator) -> None:
+    """Raises `InputError` where there are more processes than accelerate knows of: each would train alone."""
+    if processes() != accelerator.num_processes:
+        raise InputError(
+            f"{processes()} processes were started and accelerate works with {accelerator.num_processes}: on CPUs give "
+            "accelerator=accelerate.Accelerator(cpu=True), made before any other, or leave it out"
+        )
 
 
 def refuse_engines(accelerator: Accelerator) -> None:
