@@ -387,13 +387,14 @@ steps:
         with pytest.raises(KeyboardInterrupt):
             sp.run_recipe(recipe, "out")
         saved = interrupt(monkeypatch, GradualRun, "save")
-        add, within = MetricLines.add, list[int]()
+        add, within, trained = MetricLines.add, list[int](), list[tuple[int, float]]()
 
         def then_stop(self: MetricLines, number: int, name: str, cut: int | None, metrics: Any) -> None:
             add(self, number, name, cut, metrics)
             if cut == 2 and metrics["epoch"] == 2 and not within:
                 within.append(cut)
                 raise KeyboardInterrupt
+            trained.append((cut or 0, metrics["epoch"]))
 
         monkeypatch.setattr(MetricLines, "add", then_stop)
         for _ in range(4):
@@ -401,6 +402,9 @@ steps:
                 sp.run_recipe(recipe, "out")
         again = sp.run_recipe(recipe, "out")
         assert (len(saved), within) == (3, [2])
+        assert trained == sorted(
+            set(trained)
+        )  # no epoch is done twice, but the one whose state was not yet written
         assert (again.weights, again.records) == (wanted.weights, wanted.records)
         for name in ("metrics.jsonl", "results.json"):
             assert (folder / "out" / name).read_text() == (folder / "alone" / name).read_text()
@@ -559,6 +563,31 @@ class TestRefused:
             file.write("half a li")
         with pytest.raises(sp.StorageError, match=r"metrics\.jsonl has lines that no run has written"):
             sp.run_recipe("recipe.yaml", "out")
+
+    def test_a_damaged_epoch_of_a_gradual_step_is_done_again(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = GRADUAL.replace("cubic, steps: 2", "one_shot").replace("epochs: 1", "epochs: 3")
+        text = f"{RECIPE[: RECIPE.index('steps:')]}steps:\n  - {step}\n"
+        recipe = sp.Recipe.parse(text, "recipe.yaml", folder)
+        wanted = sp.run_recipe(recipe, "alone")
+        add = MetricLines.add
+
+        def stop(self: MetricLines, number: int, name: str, cut: int | None, metrics: Any) -> None:
+            add(self, number, name, cut, metrics)
+            if metrics["epoch"] == 3:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MetricLines, "add", stop)
+            with pytest.raises(KeyboardInterrupt):
+                sp.run_recipe(recipe, "out")
+        epoch = folder / "out" / "gradual-1-epoch.safetensors"
+        epoch.write_bytes(epoch.read_bytes()[:-10])
+        result = sp.run_recipe(recipe, "out")
+        assert (result.weights, result.records) == (wanted.weights, wanted.records)
+        assert len(result.notes) == 1
+        assert "training anew after the last cut" in result.notes[0]
 
     def test_a_damaged_state_gives_way_to_the_one_before(self, folder: Path) -> None:
         wanted = sp.run_recipe("recipe.yaml", "alone")

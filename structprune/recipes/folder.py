@@ -124,11 +124,20 @@ class RunFolder:
     def begun(self, state: Mapping[str, Any] | None) -> int:
         """The number of steps that are done in a state, and of the one that left something on its way."""
         done, under_way = (0, False) if state is None else (int(state["step"]), state["run"] is not None)
-        return done + (under_way or self.gradual(done).exists())
+        return done + (under_way or self.gradual(done).exists() or self.gradual_epoch(done).exists())
 
     def gradual(self, step: int) -> Path:
         """Where a gradual step, by its index, keeps how far it is."""
         return self.path / f"gradual-{step + 1}.safetensors"
+
+    def gradual_epoch(self, step: int) -> Path:
+        """Where a gradual step, by its index, keeps the training after its last cut while that goes on."""
+        return self.path / f"gradual-{step + 1}-epoch.safetensors"
+
+    def end_gradual(self, step: int) -> None:
+        """Removes what a gradual step has kept on its way: its end is in a state."""
+        for path in (self.gradual(step), self.gradual_epoch(step)):
+            path.unlink(missing_ok=True)
 
     def sensitivity(self, step: int) -> Path:
         """Where the sensitivity that a step, by its index, has measured is kept."""

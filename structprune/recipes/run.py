@@ -106,7 +106,7 @@ def run_recipe(
             work.network.records.append(_plain(record))
             work.network.step = number + 1
             folder.keep(work.network.to_tree())
-            folder.gradual(number).unlink(missing_ok=True)
+            folder.end_gradual(number)
             folder.write_results(_results(work.network, done=False))
         return _finish(work, resumed)
 

@@ -151,7 +151,7 @@ class CubicFields(_Cubic):
 
 class PruneGradually(Cutting):
     """Cuts in steps of a schedule with training after each, as `structprune.train.prune_gradually` makes them. Stopped,
-    it goes on after the last of these steps that was done.
+    it goes on after the last epoch that was done.
 
     The `train` of each step has a penalty for its own network; its teacher is the network before the recipe's first
     cut, of which it keeps what all plans so far do; early stopping begins anew in each, whose best weights the next

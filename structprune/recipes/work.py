@@ -23,6 +23,7 @@ from structprune.recipes.data import Data
 from structprune.recipes.fields import names
 from structprune.recipes.folder import RunFolder
 from structprune.recipes.functions import function
+from structprune.recipes.keepers import EpochKeeper, StateKeeper
 from structprune.recipes.lines import EpochLines
 from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network
@@ -44,12 +45,10 @@ from structprune.train import (
     Distillation,
     EarlyStopping,
     Hook,
-    Run,
     evaluate,
     finetune,
     prune_gradually,
 )
-from structprune.train.hooks import Metrics
 
 __all__ = ["Work"]
 
@@ -80,7 +79,7 @@ class Work:
         stopping = None if step.early_stopping is None else step.early_stopping.hook()
         hooks = [
             *self._hooks(step, kind_of(step), model, stopping),
-            _Keeper(self.network, self.folder, self.run),
+            StateKeeper(self.network, self.folder, self.run),
         ]
         log = finetune(model, self._data.train, **vars(options), **self._training(step), hooks=hooks)
         self.run = None
@@ -111,6 +110,7 @@ class Work:
         self._keep_dense()
         network, asked, base = self.network, step.train, self.recipe.base
         stopping = None if asked.early_stopping is None else asked.early_stopping.hook()
+        keeper = EpochKeeper(self.folder.gradual_epoch(network.step), self.folder.notes)
         result = prune_gradually(
             network.model,
             self.example,
@@ -126,7 +126,7 @@ class Work:
             final_epochs=step.final_epochs,
             rewind=step.rewind,
             carry=step.carry,
-            hooks=lambda model: self._hooks(asked, kind_of(step), model, stopping),
+            hooks=lambda model: [*self._hooks(asked, kind_of(step), model, stopping), keeper],
             pruning={**self._pruning(step), "sensitivity": step.sensitivity},
             training=self._training(asked),
             checkpoint=self.folder.gradual(network.step),
@@ -257,21 +257,6 @@ class Work:
     def _keep_dense(self) -> None:
         if not self.network.cut:
             self.folder.keep_dense(model_state(self.network.model))
-
-
-class _Keeper(Hook):
-    """Writes the state of the run after every epoch, and takes one up at the start; comes last of the hooks."""
-
-    def __init__(self, network: Network, folder: RunFolder, state: Mapping[str, Any] | None) -> None:
-        self.network, self.folder, self.state = network, folder, state
-
-    def on_start(self, run: Run) -> None:
-        if self.state is not None:  # the network has its weights already
-            run.load_state_dict({**self.state, "model": run.model.state_dict()})
-
-    def after_epoch(self, run: Run, metrics: Metrics) -> None:
-        state = {name: value for name, value in run.state_dict().items() if name != "model"}
-        self.folder.keep(self.network.to_tree(state))
 
 
 def _masked_again(
