@@ -372,6 +372,12 @@ def test_bench_has_a_table_for_each_setting_with_shares_of_its_own_original(mode
         (["bench", "--rewrite"], "--rewrite", "--folder"),
         (["bench", "--times"], "--times", "--json"),
         (["sparsify", "--threshold", "0.1", "--scope", "global"], "--scope", "--sparsity"),
+        (
+            ["plan", *["-o", "p.json", "--macs", "0.5", "--criterion", "random", "--weights", "w"]],
+            "--weights",
+            "l2",
+        ),
+        (["prune", *["--macs", "0.5", "--criterion", "wanda", "--loss", "a.py:b"]], "--loss", "taylor"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

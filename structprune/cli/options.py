@@ -47,6 +47,8 @@ __all__ = [
     "draws",
     "provider_options",
     "reads_data",
+    "reads_weights",
+    "takes_a_loss",
     "the_budget",
 ]
 
@@ -264,3 +266,17 @@ def reads_data(criterion: str) -> bool:
         return True
     function = CRITERIA[criterion]
     return needs_of(function) is not None or "data" in options_of(function)[0]
+
+
+def takes_a_loss(criterion: str) -> bool:
+    """Whether a criterion of this name is worked out on a loss; True for an unknown name, which `score` refuses."""
+    if criterion not in CRITERIA:
+        return True
+    function = CRITERIA[criterion]
+    needs = needs_of(function)
+    return (needs is not None and needs.labels) or "loss" in options_of(function)[0]
+
+
+def reads_weights(criterion: str) -> bool:
+    """Whether a criterion of this name reads weights: all do but chance, which draws and reads nothing."""
+    return reads_data(criterion) or not draws(criterion)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import structprune as sp
+from structprune.cli.idle import require_effect
 from structprune.cli.models import empty_model
 from structprune.cli.options import (
     ChannelsOption,
@@ -28,6 +29,7 @@ from structprune.cli.options import (
     ScopeOption,
     SeedOption,
     draws,
+    reads_weights,
     the_budget,
 )
 from structprune.cli.output import session
@@ -37,6 +39,7 @@ __all__ = ["plan"]
 
 
 def plan(
+    context: typer.Context,
     model: ModelArgument,
     inputs: InputOption,
     path: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The plan.json to write.")],
@@ -68,6 +71,9 @@ def plan(
     """
     with session(as_json, debug) as out:
         require_file(path, "plan.json")
+        require_effect(
+            context, reads_weights(criterion), "a --criterion that reads weights, such as l2", "weights"
+        )
         with out.steps(4) as step:
             budget = the_budget(
                 channels=channels, params=params, macs=macs, peak_memory=peak_memory, file_size=file_size

@@ -50,6 +50,7 @@ from structprune.cli.options import (
     draws,
     provider_options,
     reads_data,
+    takes_a_loss,
     the_budget,
 )
 from structprune.cli.output import session
@@ -60,6 +61,7 @@ __all__ = ["prune"]
 _TIMED = "a latency to reach: --latency, --latency-ms or --throughput"
 _OF_A_LATENCY = ("runtime", "threads", "batch", "dtype", "options", "layers")
 _ON_DATA = "a --criterion that is worked out on data, such as taylor"
+_ON_A_LOSS = "a --criterion that is worked out on a loss, such as taylor"
 
 
 def prune(
@@ -127,6 +129,7 @@ def prune(
             )
             require_effect(context, budget.timed, _TIMED, *_OF_A_LATENCY)
             require_effect(context, reads_data(criterion), _ON_DATA, "data", "loss")
+            require_effect(context, takes_a_loss(criterion), _ON_A_LOSS, "loss")
             measured = None if losses is None else sp.Sensitivity.load(losses)
             step("building the model")
             batches, for_refit = build_data(data), build_data(calibration, "--calibration")
