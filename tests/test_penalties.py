@@ -516,6 +516,8 @@ def test_step_sizes_follow_the_momentum() -> None:
         (lambda graph, plan: L1(graph, 1.0, growth=2.0), "growth"),
         (lambda graph, plan: GrowingL2(graph, graph.plan({})), "removes no channels"),
         (lambda graph, plan: GrowingL2(graph, plan), "another model"),
+        (lambda graph, plan: GrowingL2(graph, 0.5), "a graph and a plan, got .* and a float"),
+        (lambda graph, plan: GrowingL2(plan, plan), "a graph and a plan, got a PruningPlan"),
         (lambda graph, plan: Slimming(graph, 1.0).value(by_hand()), "scales of normalisation layers"),
     ],
 )

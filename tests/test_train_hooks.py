@@ -134,8 +134,11 @@ class TestEarlyStopping:
         assert (len(log), stopping.best_epoch) == (4, 4)
 
     def test_bad_options_are_named(self) -> None:
-        with pytest.raises(InputError, match="patience=0"):
-            EarlyStopping(0)
+        for wrong in (0, "2", float("nan")):
+            with pytest.raises(InputError, match=f"patience={wrong!r}"):
+                EarlyStopping(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="metric=None: must be the name"):
+            EarlyStopping(1, metric=None)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="min_delta=-1"):
             EarlyStopping(1, min_delta=-1)
 

@@ -79,7 +79,9 @@ def save_checkpoint(
 
 @dataclass(frozen=True)
 class TrainingCheckpoint:
-    """What a checkpoint holds: the plans, the `state` that was given, and what `build` and `restore` bring back."""
+    """What a checkpoint holds: the plans, the `state` that was given, and what `build` and `restore` bring back; these
+    raise StorageError and more where the model, the optimizer or the parts are not those that were saved.
+    """
 
     path: str
     plans: tuple[PruningPlan, ...]

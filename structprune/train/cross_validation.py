@@ -67,7 +67,7 @@ def cross_validate(
     are integers, else at random, drawn from `seed`), a splitter of scikit-learn, or pairs of indices. All candidates
     see the same folds and the same `seed`; the model given and torch's random state stay as they are.
 
-    Raises InputError for a bad argument, and if scikit-learn is missing.
+    Raises InputError for a bad argument, and if scikit-learn is missing; what `finetune`, `select` and `zero_plan` do.
     """
     strengths, thresholds = list(map(float, strengths)), list(map(float, thresholds))
     cuts: list[float | Budget] = [*thresholds, *budgets]

@@ -33,7 +33,10 @@ class Session:
     `after_backward` runs at the beginning of `optimizer.step()` and `after_step` at its end, whoever calls it (a
     gradient scaler too); `before_step` is not called. `model` is the module itself, not what wraps it for several
     processes. `schedule` is only kept for `state_dict`; step it yourself. `steps` is the number of all steps, for hooks
-    that need it.
+    that need it; `hooks` is one or several.
+
+    Raises `InputError` for what is no module or no optimiser, for an optimiser without a parameter of the model, and
+    where `epochs` or `loss` is called outside of `with` though there are hooks.
 
     >>> import torch
     >>> net, data = nn.Linear(4, 2), torch.randn(8, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -36,8 +37,10 @@ class EarlyStopping(Hook):
         min_delta: float = 0.0,
         restore: bool = True,
     ) -> None:
-        if patience < 1:
+        if not _is_number(patience) or not patience >= 1:
             raise InputError(f"{patience=}: must be at least 1")
+        if not isinstance(metric, str):
+            raise InputError(f"{metric=}: must be the name of a metric, such as 'accuracy' or 'loss'")
         if not min_delta >= 0:
             raise InputError(f"{min_delta=}: must be 0 or more")
         self.patience, self.metric = patience, metric
@@ -87,3 +90,7 @@ class EarlyStopping(Hook):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.best, self.best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
         self._weights = {name: tensor.clone() for name, tensor in state["weights"].items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)

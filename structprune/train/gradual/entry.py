@@ -73,7 +73,7 @@ def prune_gradually(
     interrupted; one of another run is refused, also where only the values of the data are others (some examples are
     looked up for that). ``model`` stays as it is unless ``inplace=True``; equal seeds give equal results.
 
-    Raises BudgetError, InputError and what `prune` and `finetune` raise.
+    Raises BudgetError, InputError, StorageError for a checkpoint of another run, and what `prune` and `finetune` raise.
 
     >>> import torch
     >>> from torch.utils.data import TensorDataset
@@ -129,6 +129,9 @@ def sparsify_gradually(
 
     ``schedule`` is ``Cubic(10)`` if left out. ``scope``, ``criterion``, ``keep`` and ``only`` are those of `sparsify`,
     which extends the masks in each step: what is zero stays zero, and counts. `finalize` bakes the masks in.
+
+    Raises InputError for values out of range, StorageError for a checkpoint of another run, and what `sparsify` and
+    `finetune` raise.
     """
     schedule = Cubic(10) if schedule is None else schedule
     chosen = {"scope": scope, "criterion": criterion, "keep": keep, "only": only, "seed": options.seed}

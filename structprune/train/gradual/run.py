@@ -132,6 +132,9 @@ class GradualRun:
     user's own, which no step changes. A step that raises leaves the run as it was before it. `state_dict()` is plain
     values and tensors: a run made in the same way that takes it (`load_state_dict`) goes on to the same result. Each
     step's random numbers are drawn from the seed and its number, so no random state has to be kept.
+
+    Raises InputError where the network given is already below the floor; `step` what `prune` and `finetune` raise,
+    `load_state_dict` InputError for the state of another run, and `resume` StorageError for a file of one.
     """
 
     cuts: Cuts

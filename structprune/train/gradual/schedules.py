@@ -51,6 +51,7 @@ class Iterative(Schedule):
 
     `share` is what each step removes, 10 % if nothing is given, and the last one what remains to be removed; `steps` is
     how many there are, with the share that it takes. With `of="original"` equal parts of the original go instead.
+    Raises `InputError` for values out of range, and for both a share and a number of steps.
 
     >>> [round(share, 3) for share in Iterative(0.1).shares(1.0, 0.7)]
     [0.9, 0.81, 0.729, 0.7]
@@ -102,7 +103,8 @@ class Cubic(Schedule):
     """Automated gradual pruning (Zhu & Gupta 2017, "To prune, or not to prune"): much at first, little at the end,
     while one training goes on.
 
-    After step t of n the share that is removed is s_f + (s_0 - s_f) (1 - t/n)^3.
+    After step t of n the share that is removed is s_f + (s_0 - s_f) (1 - t/n)^3. Raises `InputError` for a number of
+    steps that is not in 1 to 1000.
 
     >>> [round(share, 4) for share in Cubic(4).shares(1.0, 0.2)]
     [0.5375, 0.3, 0.2125, 0.2]

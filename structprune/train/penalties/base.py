@@ -46,6 +46,10 @@ class Penalty(Hook, ABC, Generic[Part]):
     penalty's gradient is added to the loss's: small weights, no exact zeros. `growth` is the share of the steps over
     which the strength grows from zero, in proportion to the steps done. With `example_inputs` a network that has been
     cut since (between the steps of `prune_gradually`) is traced again; without, it is refused.
+
+    Raises `InputError` for a graph that is none, a strength or a growth out of range, and names that match nothing;
+    when it first acts, before the first step of a training, for a model that is not the one that was traced, and where
+    nothing of it is penalised.
     """
 
     def __init__(

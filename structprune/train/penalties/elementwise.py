@@ -28,7 +28,8 @@ class L1(Penalty[Weights]):
     """The sum of |w| over all weights of channels of free groups, each counted once.
 
     Tibshirani: Regression Shrinkage and Selection via the Lasso, JRSS B 58 (1996). Its proximal step is soft
-    thresholding: single weights become exactly zero, whole channels only where all of theirs do.
+    thresholding: single weights become exactly zero, whole channels only where all of theirs do. Raises what `Penalty`
+    does.
     """
 
     def _belongs(self, member: MemberTensor) -> bool:
@@ -48,7 +49,7 @@ class L2(Penalty[Weights]):
     """Half the sum of squares over all weights of channels of free groups, each counted once.
 
     Hoerl, Kennard: Ridge Regression, Technometrics 12 (1970). Its gradient is strength * weight, as that of an
-    optimiser's `weight_decay`; it makes weights small, and none exactly zero.
+    optimiser's `weight_decay`; it makes weights small, and none exactly zero. Raises what `Penalty` does.
     """
 
     def _belongs(self, member: MemberTensor) -> bool:
@@ -71,6 +72,8 @@ class GrowingL2(Penalty[Weights]):
     do without these channels while it still has them: their weights come near zero, so that `apply_plan` with the same
     plan loses little. The strength grows in proportion to the steps, up to `strength` after the share `growth` of them,
     and stays there. Weights shrink by about `learning rate * strength` in each step.
+
+    Raises what `Penalty` does, and `InputError` for a plan of another model, or one that removes nothing.
     """
 
     def __init__(
@@ -82,6 +85,11 @@ class GrowingL2(Penalty[Weights]):
         growth: float = 0.75,
         proximal: bool = True,
     ) -> None:
+        if not isinstance(graph, DependencyGraph) or not isinstance(plan, PruningPlan):
+            raise InputError(
+                f"GrowingL2 takes a graph and a plan, got a {type(graph).__name__} and a {type(plan).__name__}: what "
+                "structprune.trace and structprune.select return"
+            )
         if plan.fingerprint != graph.fingerprint:
             raise InputError("the plan is of another model than the graph: select one on this graph")
         self._gone = {group.name: _removed(group) for group in plan.groups if group.count < group.size}

@@ -45,6 +45,8 @@ class GroupLasso(Penalty[Channels]):
     exactly: the first sweep of the block coordinate descent by which Jenatton, Mairal, Obozinski, Bach: Proximal
     Methods for Hierarchical Sparse Coding, JMLR 12 (2011) compute such operators. Exact zeros stay, and the minimum is
     approached as the learning rate falls.
+
+    Raises what `Penalty` does.
     """
 
     def _belongs(self, member: MemberTensor) -> bool:
@@ -70,6 +72,8 @@ class Slimming(Penalty[Channels]):
     are zero: these shrink together, by sqrt(number of scales) * their Euclidean norm, which for one is |scale|.
     A norm's shift says on what a channel of scale zero still sends: `zero_plan(..., criterion="bn_scale")` cuts it all
     the same, and `refit` folds the constant into the layers that read it.
+
+    Raises what `Penalty` does; where no group has a trainable scale, nothing is penalised.
     """
 
     def _belongs(self, member: MemberTensor) -> bool:
