@@ -27,8 +27,9 @@ def build_model(name: str, folder: Path | None, seed: int, rewrite_for: Any = No
         InputError: where the module or the factory is not found, fails, or gives no `nn.Module`.
         StorageError: where the folder is damaged or belongs to another model.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # the module may draw while it is imported
     plain = model_factory(name)
+    torch.manual_seed(seed)  # and it is not, where it was before
     factory = plain if rewrite_for is None else lambda: sp.rewrite(plain(), rewrite_for)
     return factory() if folder is None else sp.load(folder, factory)
 
