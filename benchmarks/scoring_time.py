@@ -5,10 +5,10 @@ Usage:
     python -m benchmarks.scoring_time --network mobilenet --rounds 3
 
 Both tools have the network's dependency graph already, and score all of its channels once from the same images of
-scikit-learn's digits, by turns; shown are medians. torch-pruning's Taylor takes the gradient of the mean loss, which is
-our "snip", where our "taylor" takes each sample's. Its Hessian is a Fisher diagonal, from the backward pass of each
-sample through the whole batch's graph, as its documentation has it (slow: `--samples 64`). Its activation criterion is
-the nearest to "wanda".
+scikit-learn's digits, by turns; shown are medians of the CPU time, which other work disturbs less than the clock's.
+torch-pruning's Taylor takes the gradient of the mean loss, which is our "snip", where our "taylor" takes each sample's.
+Its Hessian is a Fisher diagonal, from the backward pass of each sample through the whole batch's graph, as its
+documentation has it (slow: `--samples 64`). Its activation criterion is the nearest to "wanda".
 """
 
 from __future__ import annotations
@@ -151,13 +151,13 @@ def _of_network(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _timed(times: list[float], action: Callable[[], object]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     action()
-    times.append(time.perf_counter() - start)
+    times.append(time.process_time() - start)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    made = Table(title="Seconds to score all channels (medians)", title_justify="left", show_edge=False)
+    made = Table(title="CPU seconds to score all channels (medians)", title_justify="left", show_edge=False)
     for column in ("network", "criterion", "structprune", "torch-pruning", "ratio"):
         made.add_column(column, no_wrap=True)
     for row in rows:

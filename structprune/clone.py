@@ -95,7 +95,7 @@ class _Cloner:
     def _own(self, value: Any) -> Any:
         if isinstance(value, _PLAIN):
             return value
-        if not value and isinstance(value, dict | set):
+        if isinstance(value, dict | set) and not value:
             return type(value)()  # no hooks, as mostly
         return self._copied(value)
 

@@ -73,7 +73,7 @@ def rebind_functions(module: nn.Module, memo: Mapping[int, Any]) -> None:
     for name, value in vars(module).items():
         if isinstance(value, types.FunctionType):
             vars(module)[name] = _rebound(value, memo, set())
-        elif isinstance(value, dict) and name.endswith("_hooks"):
+        elif isinstance(value, dict) and value and name.endswith("_hooks"):
             for key, hook in value.items():
                 if isinstance(hook, types.FunctionType):
                     value[key] = _rebound(hook, memo, set())

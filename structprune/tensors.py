@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, flags, and the three registries
+_NUMBERS = frozenset((bool, int, float, str, type(None)))  # most of what modules hold
 _ATOMS = (
     *(str, bytes, int, float, complex, bool, type(None), type, enum.Enum, set, frozenset, range),
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial),
@@ -169,7 +170,7 @@ def slots(model: nn.Module) -> Iterator[Slot]:
     for prefix, module in modules:
         computed = {hook_target(hook) for hook in module._forward_pre_hooks.values()}
         for name, value in list(vars(module).items()):
-            if name not in _OWN and name not in computed:
+            if type(value) not in _NUMBERS and name not in _OWN and name not in computed:
                 for path, tensor in _inside(value, (name,), seen):
                     yield Slot(_join(prefix, *path), module, "attribute", path, tensor)
 
@@ -215,7 +216,8 @@ def _inside(
         return
     seen.add(id(value))
     for key, item in _items(value):
-        yield from _inside(item, (*path, key), seen)
+        if type(item) not in _NUMBERS:
+            yield from _inside(item, (*path, key), seen)
 
 
 def _items(value: Any) -> list[tuple[str | int, Any]]:
