@@ -68,6 +68,20 @@ def singles():
     return [TensorDataset(torch.zeros(9, 6))] * 2
 """
 
+FAILING = """
+class Late(TensorDataset):
+    def __getitem__(self, index):
+        if index == 50:
+            raise KeyError("no fifty")
+        return super().__getitem__(index)
+
+def late():
+    return [Late(torch.zeros(64, 6), torch.zeros(64).long())] * 2
+
+def same(model):
+    return model
+"""
+
 RULE = """
 import structprune
 
@@ -683,6 +697,23 @@ class TestRefused:
             with pytest.raises(sp.InputError, match=message):
                 sp.run_recipe(changed(old, new), "out")
         assert not (folder / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            (
+                "lr: 0.05, ",
+                "lr: 0.05, schedule: nets.py:small, ",
+                r"nets\.py:small\(\) failed.*: TypeError: small",
+            ),
+            ("lr: 0.05, ", "lr: 0.05, optimizer: nets.py:same, ", "returned Sequential, expected Optimizer"),
+            ("nets.py:points", "nets.py:late", r"nets\.py:\d+ failed: KeyError: 'no fifty'"),
+        ],
+    )
+    def test_what_ones_own_code_raises(self, folder: Path, old: str, new: str, message: str) -> None:
+        (folder / "nets.py").write_text(MODULE + FAILING)
+        with pytest.raises(sp.InputError, match=r"recipe\.yaml:6: steps\[0\] \(train\): .*" + message):
+            sp.run_recipe(changed(old, new), "out")
 
     def test_a_budget_out_of_reach(self, folder: Path) -> None:
         (folder / "recipe.yaml").write_text(RECIPE.replace("macs: 0.6", "macs: 0.001"))

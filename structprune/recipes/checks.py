@@ -111,7 +111,7 @@ def _require_samples(
                 f"{', '.join(map(shown, tensors_in((inputs,))))}): {type(error).__name__}: {error}"
             ) from error
     with told_at(recipe.at(*place) if training.loss is None else recipe.at(*place, "loss")):
-        BatchLoss(training.own("loss", recipe.base))(output, targets, "a batch of the training data")
+        BatchLoss(training.own_loss(recipe.base))(output, targets, "a batch of the training data")
 
 
 class _Graphs:

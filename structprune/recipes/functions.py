@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from structprune.by_name import lookup
+from structprune.by_name import called, lookup
 from structprune.errors import InputError
 from structprune.recipes.fields import Strict
 
-__all__ = ["Function", "NameOrFunction", "beside", "function", "functions_in", "is_own"]
+__all__ = ["Function", "NameOrFunction", "beside", "function", "functions_in", "guarded", "is_own"]
 
 
 class _Named:
@@ -57,6 +57,20 @@ def function(name: str, base: Path, what: str = "function") -> Callable[..., Any
     if not callable(found):
         raise InputError(f"{what} {name!r}: expected a function, got {type(found).__name__}")
     return found  # type: ignore[no-any-return]
+
+
+def guarded(name: str, base: Path, what: str, kind: type | tuple[type, ...]) -> Callable[..., Any]:
+    """The function of this name; what it raises is an InputError that names it, and so is a result of another kind."""
+    found = function(name, base, what)
+
+    def call(*given: Any) -> Any:
+        result = called(name, lambda: found(*given))
+        if not isinstance(result, kind):
+            kinds = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+            raise InputError(f"{what} {name!r} returned {type(result).__name__}, expected {kinds}")
+        return result
+
+    return call
 
 
 def beside(name: str, base: Path) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -61,13 +63,22 @@ def read(text: str, name: str, as_json: bool = False) -> Document:
 
 
 @contextmanager
-def told_at(place: str) -> Iterator[None]:
-    """Inside, what structprune raises begins with the place in the recipe; its kind stays."""
+def told_at(place: str, own: Collection[Path] = ()) -> Iterator[None]:
+    """Inside, what structprune raises begins with the place in the recipe; its kind stays. What comes out of the files
+    `own`, of the recipe's writer, is an InputError that names the line.
+    """
     try:
         yield
     except StructpruneError as error:
         error.args = (f"{place}: {error}", *error.args[1:])
         raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        inside = [frame for frame in frames if Path(frame.filename).resolve() in own]
+        if not inside:
+            raise
+        where = f"{Path(inside[-1].filename).name}:{inside[-1].lineno}"
+        raise InputError(f"{place}: {where} failed: {type(error).__name__}: {error}") from error
 
 
 def explained(error: ValidationError, document: Document) -> str:

@@ -12,8 +12,9 @@ from pydantic_core import PydanticCustomError
 
 from structprune.errors import InputError
 from structprune.inputs import parse_inputs
-from structprune.recipes.data import DataSource
+from structprune.recipes.data import DataSource, OwnData
 from structprune.recipes.fields import Seed, Strict
+from structprune.recipes.functions import functions_in
 from structprune.recipes.places import Document, explained, read
 from structprune.recipes.steps import (
     Cutting,
@@ -96,6 +97,13 @@ class Recipe(Strict):
     def at(self, *place: str | int) -> str:
         """The file, the line and the place, with which a message about a part of the recipe begins."""
         return self._document.at(*place)
+
+    def files(self) -> set[Path]:
+        """The Python files that it names: they are its writer's."""
+        named = [self.model, *(name for step in self.steps for _, name in functions_in(step))]
+        named += [self.data.function] if isinstance(self.data, OwnData) else []
+        files = (name.rpartition(":")[0] for name in named)
+        return {(self.base / file).resolve() for file in files if file.endswith(".py")}
 
     def to_json(self) -> str:
         """The recipe as JSON with all that was left out filled in."""

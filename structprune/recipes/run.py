@@ -101,7 +101,10 @@ def run_recipe(
             step = recipe.steps[number]
             work.progress = partial(_tell, progress, number, steps, kind_of(step))
             work.progress(0, 0)
-            with seeded(recipe.seed), told_at(f"{recipe.at('steps', number)} ({kind_of(step)})"):
+            with (
+                seeded(recipe.seed),
+                told_at(f"{recipe.at('steps', number)} ({kind_of(step)})", recipe.files()),
+            ):
                 record = {"step": kind_of(step), **work.do(step)}
             work.network.records.append(_plain(record))
             work.network.step = number + 1

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from structprune.graph import DependencyGraph
 from structprune.plan import PruningPlan
 from structprune.recipes.fields import Derived, Names, Seed, Strict, derived, names
-from structprune.recipes.functions import Function, NameOrFunction, function, is_own
+from structprune.recipes.functions import Function, NameOrFunction, function, guarded, is_own
 from structprune.train.distillation import Distillation
 from structprune.train.options import OPTIMIZERS, SCHEDULES, TrainOptions
 from structprune.train.penalties import L1, L2, GroupLasso, Penalty, Slimming
 from structprune.train.stopping import EarlyStopping
 
-__all__ = ["Distill", "Penalize", "StopEarly", "Training"]
+__all__ = ["Distill", "Penalize", "StopEarly", "Training", "metric_of"]
 
 if TYPE_CHECKING:
     _TrainFields: TypeAlias = Derived
@@ -46,8 +49,16 @@ else:
         metric=(Literal["accuracy", "loss", "metric"], "accuracy"),
     )
 
-_OWN = ("optimizer", "schedule")  # options that may be functions
+_OWN: dict[str, type] = {
+    "optimizer": Optimizer,
+    "schedule": LRScheduler,
+}  # options that may be functions: of what
 _PENALTIES = {"l1": L1, "l2": L2, "group_lasso": GroupLasso, "slimming": Slimming}
+
+
+def metric_of(name: str, base: Path) -> Callable[..., Any]:
+    """The metric of this name: a function of (network, data set) that gives a number."""
+    return guarded(name, base, "metric", (Real, Tensor))
 
 
 class Penalize(Strict):
@@ -152,13 +163,18 @@ class Training(_TrainFields):
     def options(self, seed: int, base: Path) -> TrainOptions:
         """The options, with the recipe's seed where there is none."""
         own = self.seed  # type: ignore[attr-defined]
-        functions = {name: function(given, base, name) for name, given in self._functions().items()}
+        functions = {
+            name: guarded(given, base, name, _OWN[name]) for name, given in self._functions().items()
+        }
         return self.make(seed=seed if own is None else own, **functions)  # type: ignore[no-any-return]
 
-    def own(self, name: Literal["loss", "metric"], base: Path) -> Callable[..., Any] | None:
-        """The function of one's own that is named, if one is."""
-        given = getattr(self, name)
-        return None if given is None else function(given, base, name)
+    def own_loss(self, base: Path) -> Callable[..., Any] | None:
+        """The loss of one's own, where one is named."""
+        return None if self.loss is None else function(self.loss, base, "loss")
+
+    def own_metric(self, base: Path) -> Callable[..., Any] | None:
+        """The metric of one's own, where one is named."""
+        return None if self.metric is None else metric_of(self.metric, base)
 
     def _functions(self) -> dict[str, str]:
         return {name: given for name in _OWN if is_own(given := getattr(self, name))}

@@ -38,7 +38,7 @@ from structprune.recipes.steps import (
     Train,
     kind_of,
 )
-from structprune.recipes.training import Distill, Training
+from structprune.recipes.training import Distill, Training, metric_of
 from structprune.sensitivity import Sensitivity
 from structprune.surgery import apply_plan
 from structprune.train import (
@@ -120,7 +120,7 @@ class Work:
             schedule=step.schedule.make(),
             **self._cutting(step),
             validation=self._data.validation,
-            metric=asked.own("metric", base),
+            metric=asked.own_metric(base),
             floor=step.floor,
             max_drop=step.max_drop,
             final_epochs=step.final_epochs,
@@ -156,7 +156,7 @@ class Work:
         model, data = self.network.model, getattr(self._data, step.data)
         if step.metric is None:
             return {"data": step.data, "accuracy": evaluate(model, data, batch_size=step.batch_size)}
-        metric = function(step.metric, self.recipe.base, "metric")
+        metric = metric_of(step.metric, self.recipe.base)
         return {"data": step.data, "metric": float(metric(model, data))}
 
     @do.register
@@ -218,8 +218,8 @@ class Work:
     def _training(self, asked: Training) -> dict[str, Any]:
         """What `finetune` takes beside data, options and hooks."""
         return {
-            "loss": asked.own("loss", self.recipe.base),
-            "metric": asked.own("metric", self.recipe.base),
+            "loss": asked.own_loss(self.recipe.base),
+            "metric": asked.own_metric(self.recipe.base),
             "validation": self._data.validation,
             "progress": self.progress,
             "distillation": None if asked.distillation is None else self._teacher(asked.distillation),
