@@ -59,7 +59,9 @@ def work(folder: Path) -> None:
     model, plan, log, seen = prune_and_train()
     name = f"rank{os.environ['RANK']}of{torch.distributed.get_world_size()}"
     save_file(model.state_dict(), folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps({"plan": plan.to_json(), "log": log, "seen": seen}))
+    main = Run(model, torch.optim.SGD(model.parameters(), lr=0.1), 1).main  # in a loop of one's own
+    told = {"plan": plan.to_json(), "log": log, "seen": seen, "main": main}
+    (folder / f"{name}.json").write_text(json.dumps(told))
     torch.distributed.destroy_process_group()
 
 
@@ -75,6 +77,7 @@ def test_two_processes_give_the_plan_and_the_weights_of_one(tmp_path: Path) -> N
         2 * 16,
         2 * 21,
     ]  # 5 and 4 of each batch of 9; of the last 1
+    assert [told["main"] for told in said_by] == [True, False]
     for rank, told in enumerate(said_by):
         assert told["plan"] == plan.to_json()
         for entry, own in zip(told["log"], log, strict=True):

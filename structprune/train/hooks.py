@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -67,7 +68,9 @@ class Run:
     @property
     def main(self) -> bool:
         """Whether this is the process that writes files and shows progress: the only one, or the first of several."""
-        return self.accelerator is None or bool(self.accelerator.is_main_process)
+        if self.accelerator is None:  # a loop of somebody else's, who makes the processes meet
+            return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+        return bool(self.accelerator.is_main_process)
 
     @property
     def device(self) -> torch.device:
