@@ -39,6 +39,7 @@ __all__ = [
     "slots",
     "stored_slots",
     "weights_digest",
+    "widened",
 ]
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, flags, and the three registries
@@ -197,6 +198,11 @@ def like(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether it is a tensor of torch's own kind: not one that computes in its own way, sharded or quantised."""
     return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 at least, in which sums and squares of half precision are safe."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def hook_target(hook: object) -> str | None:

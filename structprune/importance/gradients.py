@@ -23,6 +23,7 @@ from structprune.importance.groups import GroupTensors
 from structprune.importance.reductions import abs_sum, plain_sum
 from structprune.importance.registry import criterion
 from structprune.observe import Twin
+from structprune.tensors import widened
 
 __all__ = [
     "fisher",
@@ -54,7 +55,7 @@ def fisher_diagonal(calibration: Calibration) -> dict[str, Tensor]:
     for batch in calibration:
         for sample in batch.samples():
             found = _gradients(calibration.loss_of(twin, sample), parameters)
-            sums.add({name: None if g is None else _wide(g).abs().square() for name, g in found.items()}, 1)
+            sums.add({name: None if g is None else widened(g).abs().square() for name, g in found.items()}, 1)
     return sums.means()
 
 
@@ -174,7 +175,3 @@ def _twice_differentiable() -> Iterator[None]:
     """Keep to operations whose backward has a backward: fused attention and cuDNN's recurrent layers have none."""
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

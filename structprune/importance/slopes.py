@@ -28,6 +28,7 @@ from structprune.importance.reductions import plain_sum
 from structprune.importance.registry import criterion
 from structprune.observe import Place, Twin, Use
 from structprune.outputs import output_tensors
+from structprune.tensors import widened
 
 __all__ = ["slopes_of_samples", "taylor"]
 
@@ -73,7 +74,9 @@ def _one_by_one(calibration: Calibration, twin: Twin, batch: Batch) -> Slopes:
         loss = calibration.loss_of(twin, sample)
         found = torch.autograd.grad(loss, [twin.parameters[name] for name in names], allow_unused=True)
         wide = {
-            name: _wide(gradient) for name, gradient in zip(names, found, strict=True) if gradient is not None
+            name: widened(gradient)
+            for name, gradient in zip(names, found, strict=True)
+            if gradient is not None
         }
         calibration.groups[0].shared.collected(wide)
         for group in calibration.groups:
@@ -267,7 +270,3 @@ def _memory(tensor: Tensor) -> object:
 
 def _products(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight.to(gradient.dtype).conj() * gradient).real
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

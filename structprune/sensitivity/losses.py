@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from structprune.importance.batches import told
 from structprune.importance.calibration import checked_loss, cross_entropy
 from structprune.observe import Twin
 from structprune.outputs import Outputs, chosen_outputs, output_tensors
+from structprune.tensors import widened
 
 __all__ = ["LOSSES", "Meter"]
 
@@ -71,7 +71,7 @@ class Meter:
     def _numbers(self, result: Any) -> list[Tensor]:
         """What a network gives that holds numbers, in float32 at least."""
         found = [t for t in output_tensors(chosen_outputs(result, self._outputs)) if t.is_floating_point()]
-        return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in found if t.numel()]
+        return [widened(t) for t in found if t.numel()]
 
 
 def _squares(found: Tensor, wanted: Tensor) -> _Sum:

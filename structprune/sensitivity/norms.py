@@ -15,6 +15,7 @@ from torch import Tensor
 from structprune.importance import Batch
 from structprune.observe import Twin
 from structprune.refit.norms import Norm, watching_norms
+from structprune.tensors import widened
 
 __all__ = ["estimate_norms"]
 
@@ -40,7 +41,7 @@ def estimate_norms(twin: Twin, batches: Sequence[Batch]) -> None:
 
     def take(norm: Norm) -> None:
         x = norm.input.detach()
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = widened(x)
         count = x.numel() // max(x.shape[1], 1)
         if count < 2:
             return

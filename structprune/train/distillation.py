@@ -19,6 +19,7 @@ from structprune.inputs import tensors_in
 from structprune.outputs import Outputs, chosen_outputs
 from structprune.plan import PruningPlan
 from structprune.rules.context import iter_tensors
+from structprune.tensors import widened
 from structprune.train.batches import forward
 from structprune.train.hooks import Hook, Run
 from structprune.train.losses import one_number
@@ -40,8 +41,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     >>> float(soft_cross_entropy(logits, logits, 4.0))
     0.0
     """
-    given = F.log_softmax(_wide(student).movedim(1, -1) / temperature, -1).flatten(0, -2)
-    wanted = F.log_softmax(_wide(teacher).movedim(1, -1) / temperature, -1).flatten(0, -2)
+    given = F.log_softmax(widened(student).movedim(1, -1) / temperature, -1).flatten(0, -2)
+    wanted = F.log_softmax(widened(teacher).movedim(1, -1) / temperature, -1).flatten(0, -2)
     return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -211,13 +212,8 @@ def _squares(layer: str, own: Tensor, wanted: Tensor, kept: Iterable[Index]) -> 
             f"layer {layer!r} gives {list(own.shape)}, in the teacher {list(whole)}, of which {list(wanted.shape)} "
             "stay; give plan=, the plans that lead from the teacher to the network"
         )
-    own, wanted = _wide(own), _wide(wanted)
+    own, wanted = widened(own), widened(wanted)
     return (own - wanted).square().mean(), wanted.square().mean()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 at least, where sums of squares and exponentials are safe."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _require_layers(model: nn.Module, layers: Iterable[str], whose: str) -> None:
