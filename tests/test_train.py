@@ -484,6 +484,19 @@ class TestAccelerate:
         assert set(vars(model)) == before
         assert half._models == half._optimizers == []
 
+    def test_a_schedule_that_fails_leaves_nothing_on_the_model_nor_in_accelerate(self) -> None:
+        from accelerate import Accelerator
+
+        def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+            raise KeyError("no schedule")
+
+        model, half = net(), Accelerator(cpu=True, mixed_precision="bf16")
+        before = set(vars(model))
+        with pytest.raises(KeyError, match="no schedule"):
+            finetune(model, sides(), epochs=1, lr=0.1, schedule=schedule, accelerator=half)
+        assert set(vars(model)) == before
+        assert half._models == half._optimizers == []
+
 
 class TestEvaluate:
     def test_the_share_that_is_right_in_eval_mode(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,8 +108,8 @@ def finetune(
     accelerator = accelerator or default_accelerator()
     refuse_engines(accelerator)
     require_all_processes(accelerator)
-    with as_found(model), seeded(seed + accelerator.process_index):
-        loop = _Loop(model, train_data, options, accelerator, hooks, loss)
+    with as_found(model), seeded(seed + accelerator.process_index), ExitStack() as last:
+        loop = _Loop(model, train_data, options, accelerator, hooks, loss, last)
         try:
             with undone_before_a_step(loop.run):
                 return loop.train(validation, metric, progress)
@@ -127,11 +128,12 @@ class _Loop:
         accelerator: Accelerator,
         hooks: Sequence[Hook],
         loss: Loss | None,
+        last: ExitStack,
     ) -> None:
         self.options, self.accelerator = options, accelerator
         order = torch.Generator().manual_seed(options.seed)
         self.loader, self.weights = loader_of(data, options.batch_size, order, accelerator)
-        self.prepared = (Sharded if shards(accelerator) else Whole)(model, options, accelerator)
+        self.prepared = (Sharded if shards(accelerator) else Whole)(model, options, accelerator, last)
         self.model, self.optimizer = self.prepared.model, self.prepared.optimizer
         optimizer = self.prepared.inner
         steps = math.ceil(len(self.weights) / accelerator.gradient_accumulation_steps) * options.epochs
@@ -225,7 +227,6 @@ class _Loop:
         """Ends the run."""
         self.run.close()
         self.optimizer.zero_grad(set_to_none=True)
-        self.prepared.close()
 
     def share_buffers(self) -> None:
         """Gives every process the first one's buffers: each keeps batch norm statistics of its own batches."""

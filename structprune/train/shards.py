@@ -8,6 +8,7 @@ gradients, the optimiser's state, and, if the model was found on the CPU, the we
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,8 +50,9 @@ class Sharded:
     train apart.
     """
 
-    def __init__(self, model: nn.Module, options: TrainOptions, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    def __init__(
+        self, model: nn.Module, options: TrainOptions, accelerator: Accelerator, last: ExitStack
+    ) -> None:
         copy, _ = structural_clone(model, _apart)
         self.inner = build_optimizer(copy, options)
         self._modules = list(zip(model.modules(), copy.modules(), strict=True))
@@ -61,11 +63,12 @@ class Sharded:
                 f"the model cannot be cut into shards: {error}; configure FSDP with another auto_wrap_policy, or train "
                 "without it"
             ) from error
+        last.callback(release, accelerator, self.model, self.optimizer)
         self.seen = self.model
         self._parameters = self._paired()
         self._begin_alike()
         if accelerator.mixed_precision != "no":
-            self.model.register_forward_hook(_widened)
+            self.model.register_forward_hook(_in_float32)
 
     def settle(self) -> None:
         """After the model was measured: cuts again what a forward without a backward leaves whole."""
@@ -78,8 +81,10 @@ class Sharded:
     @torch.no_grad()
     def finish(self) -> None:
         """Gives the model, in every process, the weights and buffers that the copy was trained to."""
+        from torch.distributed.tensor import DTensor
+
         for own, part in self._parameters:
-            own.copy_(part.full_tensor() if hasattr(part, "full_tensor") else part)
+            own.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
         for module, other in self._modules:
             for name, now in other._buffers.items():
                 kept = module._buffers.get(name)
@@ -87,10 +92,6 @@ class Sharded:
                     module._buffers[name] = now  # made, or dropped, by a forward
                 else:
                     kept.resize_(now.shape).copy_(now)
-
-    def close(self) -> None:
-        """Lets go of the copy."""
-        release(self.accelerator, self.model, self.optimizer)
 
     def _paired(self) -> list[tuple[Tensor, Tensor]]:
         """Each parameter of the model, once, and what it is in the copy."""
@@ -135,7 +136,7 @@ def _apart(tensor: Tensor, kind: str) -> Tensor:
     return like(tensor, data.contiguous() if kind == "parameter" else data.clone())
 
 
-def _widened(model: nn.Module, args: object, output: object) -> object:
+def _in_float32(model: nn.Module, args: object, output: object) -> object:
     """The output in float32, in which the loss is computed, as accelerate has it without FSDP."""
     from accelerate.utils import convert_to_fp32  # type: ignore[import-untyped]
 
