@@ -272,7 +272,7 @@ class TestEveryCriterionThatTakesLabels:
             (lambda o, t: torch.zeros(()), "does not depend"),
             (
                 lambda o, t: o.square().sum(1),
-                r"batch 0 of data: loss must return one number.*tensor \[[15]\]",
+                r"batch 0 of data: what loss= returns must be one number.*tensor \[[15]\]",
             ),
             (lambda o: o.sum(), r"loss failed on batch 0 of data.*TypeError.*\(output, target\)"),
             (lambda o, t: 1 / 0, "loss failed on batch 0 of data.*ZeroDivisionError: division by zero"),

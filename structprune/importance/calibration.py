@@ -26,6 +26,7 @@ from structprune.observe import Twin
 from structprune.outputs import output_tensors
 
 __all__ = [
+    "IGNORED",
     "Calibration",
     "Loss",
     "Sums",
@@ -33,13 +34,14 @@ __all__ = [
     "cross_entropies",
     "cross_entropy",
     "mean_everywhere",
+    "one_number",
     "processes",
 ]
 
 Loss = Callable[[Any, Any], Tensor]
 """`loss(output, target)` -> one number, a tensor without dimensions: the mean over the batch."""
 
-_IGNORED = -100  # the class that torch's cross entropy passes over
+IGNORED = -100  # the class that torch's cross entropy passes over
 
 
 @dataclass(frozen=True)
@@ -182,10 +184,14 @@ def checked_loss(loss: Loss, output: Any, target: Any, batch: Batch) -> Tensor:
             f"the loss failed on {where}, given {told(output)} and {told(target)}: {type(error).__name__}: "
             f"{error}. loss= is a function of (output, target) that returns the mean over the batch"
         ) from error
+    return one_number(value, f"{where}: what loss= returns")
+
+
+def one_number(value: Any, what: str) -> Tensor:
+    """The value of a loss; raises InputError where it is not one number as a tensor without dimensions."""
     if not isinstance(value, Tensor) or value.ndim:
         raise InputError(
-            f"{where}: loss must return one number, the mean over the batch, as a tensor without dimensions; got "
-            f"{told(value)}"
+            f"{what} must be one number, the mean over the batch, as a tensor without dimensions; got {told(value)}"
         )
     return value
 
@@ -205,7 +211,7 @@ def cross_entropies(output: Any, target: Any, size: int) -> Tensor:
     """
     logits, classes = _logits_and_classes(output, target)
     each = F.cross_entropy(logits, classes, reduction="none").reshape(size, -1)
-    return each.sum(1) / (classes != _IGNORED).reshape(size, -1).sum(1)
+    return each.sum(1) / (classes != IGNORED).reshape(size, -1).sum(1)
 
 
 def _logits_and_classes(output: Any, target: Any) -> tuple[Tensor, Tensor]:
@@ -226,10 +232,10 @@ def _logits_and_classes(output: Any, target: Any) -> tuple[Tensor, Tensor]:
 def _classes(target: Tensor, count: int) -> Tensor:
     """The target as torch's cross entropy takes it, checked: on a GPU a class out of range would end the process."""
     classes = target.long()
-    wrong = classes[((classes < 0) | (classes >= count)) & (classes != _IGNORED)]
+    wrong = classes[((classes < 0) | (classes >= count)) & (classes != IGNORED)]
     if wrong.numel():
         raise InputError(
             f"the model gives logits of {count} classes, and a target is {wrong[0].item()}: targets are classes from 0 "
-            f"to {count - 1}, or {_IGNORED} for what does not count"
+            f"to {count - 1}, or {IGNORED} for what does not count"
         )
     return classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from structprune.importance import Loss
 from structprune.train.callbacks import lightning_callback, transformers_callback
 from structprune.train.candidates import Candidate, CrossValidation, Trial
 from structprune.train.checkpoints import TrainingCheckpoint, load_checkpoint, save_checkpoint
@@ -20,7 +21,7 @@ from structprune.train.gradual import (
     sparsify_gradually,
 )
 from structprune.train.hooks import Hook, Metrics, Run
-from structprune.train.loop import Loss, finetune
+from structprune.train.loop import finetune
 from structprune.train.optimizer_state import cut_optimizer
 from structprune.train.options import TrainOptions
 from structprune.train.penalties import L1, L2, GroupLasso, GrowingL2, Penalty, Slimming

@@ -15,6 +15,7 @@ from structprune.errors import InputError, StructpruneError
 from structprune.features import Index, kept_features
 from structprune.gathering import take
 from structprune.importance.batches import told
+from structprune.importance.calibration import one_number
 from structprune.inputs import tensors_in
 from structprune.outputs import Outputs, chosen_outputs
 from structprune.plan import PruningPlan
@@ -22,7 +23,6 @@ from structprune.rules.context import iter_tensors
 from structprune.tensors import widened
 from structprune.train.batches import forward
 from structprune.train.hooks import Hook, Run
-from structprune.train.losses import one_number
 from structprune.train.surroundings import as_found
 
 __all__ = ["Distillation", "soft_cross_entropy"]

@@ -13,12 +13,13 @@ from torch.utils.data import Dataset
 
 from structprune.arguments import typed
 from structprune.errors import InputError
+from structprune.importance import Loss
 from structprune.randomness import seeded
 from structprune.train.batches import forward
 from structprune.train.distillation import Distillation
 from structprune.train.evaluation import Metric, evaluate
 from structprune.train.hooks import Hook, Metrics, Run, listed
-from structprune.train.losses import BatchLoss, Loss, pair_of
+from structprune.train.losses import BatchLoss, pair_of
 from structprune.train.optimizers import build_schedule
 from structprune.train.options import MakeOptimizer, MakeSchedule, TrainOptions
 from structprune.train.prepared import Whole
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 else:
     Accelerator = Any  # imported where it is used: accelerate is optional
 
-__all__ = ["Loss", "finetune"]
+__all__ = ["finetune"]
 
 
 @typed

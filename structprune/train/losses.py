@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,9 @@ from torch.nn import functional as F
 
 from structprune.errors import InputError, StructpruneError
 from structprune.importance.batches import told
+from structprune.importance.calibration import IGNORED, Loss, one_number
 
-__all__ = ["BatchLoss", "Loss", "one_number", "pair_of"]
-
-Loss = Callable[[Any, Any], Tensor]
-"""What is minimised: a scalar, the mean over a batch, of the model's output and the targets."""
-
-_PASSED_OVER = -100  # the class that torch's cross-entropy leaves out
+__all__ = ["BatchLoss", "pair_of"]
 
 
 @dataclass(frozen=True)
@@ -77,21 +72,12 @@ def pair_of(item: Any, batch: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def one_number(loss: Any, what: str) -> Tensor:
-    """The loss; raises InputError where it is not one number as a tensor without dimensions."""
-    if not isinstance(loss, Tensor) or loss.ndim:
-        raise InputError(
-            f"{what} must be one number, the mean over the batch, as a tensor without dimensions; got {told(loss)}"
-        )
-    return loss
-
-
 def _expected(output: Any) -> str:
     if not isinstance(output, Tensor) or output.ndim < 2:
         return "Expected logits [batch, classes, ...] from the model"
     classes, places = output.shape[1], [*output.shape[:1], *output.shape[2:]]
     return (
-        f"Expected targets that are classes, torch.int64 {places}, from 0 to {classes - 1} ({_PASSED_OVER} is passed "
+        f"Expected targets that are classes, torch.int64 {places}, from 0 to {classes - 1} ({IGNORED} is passed "
         f"over), or probabilities {list(output.shape)}"
     )
 
@@ -104,7 +90,7 @@ def _outside(output: Tensor, targets: Any) -> bool:
     """Whether any target is a class that there is not."""
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         return False
-    wrong = ((targets < 0) | (targets >= output.shape[1])) & (targets != _PASSED_OVER)
+    wrong = ((targets < 0) | (targets >= output.shape[1])) & (targets != IGNORED)
     return bool(wrong.any())
 
 
