@@ -139,8 +139,9 @@ class TestEarlyStopping:
                 EarlyStopping(wrong)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="metric=None: must be the name"):
             EarlyStopping(1, metric=None)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="min_delta=-1"):
-            EarlyStopping(1, min_delta=-1)
+        for small in (-1, "0.1", None, float("nan")):
+            with pytest.raises(InputError, match=f"min_delta={small!r}: must be 0 or more"):
+                EarlyStopping(1, min_delta=small)  # type: ignore[arg-type]
 
 
 class TestJsonLines:

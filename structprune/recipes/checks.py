@@ -119,11 +119,11 @@ class _Graphs:
 
     def __init__(self, recipe: Recipe, model: nn.Module, example: Any) -> None:
         self.recipe, self.model, self.example = recipe, model, example
-        self._known: dict[str, DependencyGraph] = {}
+        self._known: dict[tuple[str, str], DependencyGraph] = {}
 
     def of(self, engine: str = "structprune", outputs: Any = None) -> DependencyGraph:
         """The graph of this engine and of these outputs."""
-        key = f"{engine} {outputs}"
+        key = engine, repr(outputs)  # the output 1 is another than "1"
         if key not in self._known:
             self._known[key] = trace(self.model, self.example, engine, None, outputs)
         return self._known[key]
@@ -144,18 +144,10 @@ class _Graphs:
     def _try(self, step: Cutting, budget: Budget | None) -> None:
         """Chooses widths as the step would: which groups may be cut, and how far, is no matter of scores."""
         graph = self.of(step.engine, step.outputs)
-        options: dict[str, Any] = {
-            "multiple_of": step.multiple_of,
-            "min_channels": step.min_channels,
-            "max_pruned": step.max_pruned,
-            "keep": names(step.keep),
-            "only": names(step.only),
-            "ragged": step.ragged,
-        }
         scores = score(self.model, graph, CRITERIA["l2"])
-        select(graph, scores, Budget(channels=1.0), "layer", **options)
+        select(graph, scores, Budget(channels=1.0), "layer", **step.widths())
         if budget is not None and not budget.timed:
-            select(graph, scores, budget, step.scope, **options)
+            select(graph, scores, budget, step.scope, **step.widths())
 
     def _try_penalty(self, training: Training) -> None:
         if training.penalty is not None:

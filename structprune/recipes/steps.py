@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 from structprune.budget import Budget
 from structprune.importance import CRITERIA, Criterion, needs_of, options_of
 from structprune.recipes.data import Samples
-from structprune.recipes.fields import Derived, Names, Seed, Strict, derived, did_you_mean
+from structprune.recipes.fields import Derived, Names, Seed, Strict, derived, did_you_mean, names
 from structprune.recipes.functions import Function, NameOrFunction, function, is_own
 from structprune.recipes.training import Training
 from structprune.refit import steps_of
@@ -113,6 +113,17 @@ class Cutting(Strict):
     def by(self, base: Path) -> str | Criterion:
         """The criterion: its name, or the function of one's own that is named."""
         return function(self.criterion, base, "criterion") if is_own(self.criterion) else self.criterion
+
+    def widths(self) -> dict[str, Any]:
+        """Which widths may be chosen, as `select` takes it beside the budget and the scope."""
+        return {
+            "multiple_of": self.multiple_of,
+            "min_channels": self.min_channels,
+            "max_pruned": self.max_pruned,
+            "keep": names(self.keep),
+            "only": names(self.only),
+            "ragged": self.ragged,
+        }
 
     def draws(self, base: Path) -> bool:
         """Whether the criterion draws random numbers, and so takes a seed."""

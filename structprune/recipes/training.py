@@ -139,18 +139,13 @@ class Training(_TrainFields):
         self.make(seed=0, **dict.fromkeys(self._functions(), nn.Identity()))
         if self.loss is not None and self.label_smoothing:  # type: ignore[attr-defined]
             raise ValueError("label_smoothing belongs to the default loss; smooth the labels in your own")
-        stopping = self.early_stopping
-        if stopping is not None and stopping.by != "loss":
-            measured = "accuracy" if self.metric is None else "metric"
-            if stopping.by != measured:
-                raise ValueError(
-                    f"early_stopping goes by {stopping.by}, and what is measured on the validation data is the "
-                    + (
-                        "accuracy: name a metric"
-                        if self.metric is None
-                        else "metric: say metric: metric there"
-                    )
-                )
+        measured = "accuracy" if self.metric is None else "metric"
+        if self.early_stopping is not None and self.early_stopping.by not in ("loss", measured):
+            instead = "name a metric" if self.metric is None else "say metric: metric there"
+            raise ValueError(
+                f"early_stopping goes by {self.early_stopping.by}, and what is measured on the validation data is the "
+                f"{measured}: {instead}"
+            )
         return self
 
     @property

@@ -199,15 +199,10 @@ class Work:
             "loss": None if step.loss is None else function(step.loss, self.recipe.base, "loss"),
             "refit": step.refit,
             "scope": step.scope,
-            "multiple_of": step.multiple_of,
-            "min_channels": step.min_channels,
-            "max_pruned": step.max_pruned,
-            "keep": names(step.keep),
-            "only": names(step.only),
+            **step.widths(),
             "seed": self._seed(step) if step.draws(self.recipe.base) else None,
             "verify": step.verify,
             "engine": step.engine,
-            "ragged": step.ragged,
             "outputs": step.outputs,
         }
 

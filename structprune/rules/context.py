@@ -79,9 +79,8 @@ class Context:
     foreign: set[str] = field(default_factory=set)
     live: MutableMapping[Any, Any] = field(default_factory=dict)  # what inputs reach: who made its values
     derived: MutableMapping[Any, Any] = field(default_factory=dict)  # so for what layers made of none
-    factors: MutableMapping[Any, Dims] = field(
-        default_factory=dict
-    )  # products of tensors that may scale channels
+    #: tensors that may scale channels, and products of such: the dimensions of their numbers
+    factors: MutableMapping[Any, Dims] = field(default_factory=dict)
     lineage: Lineage = field(default_factory=Lineage)
     exposed: bool = False  # whether code of the user's was handed a size that may change
     #: of each layer, for each of its runs: the dimensions of its result, the first tensor of it if there are several

@@ -20,19 +20,9 @@ SCALE = "scale"  #: the role of such a tensor's dimension
 
 _SAME_VALUES = frozenset(
     (
-        *(
-            "alias",
-            "clone",
-            "contiguous",
-            "detach",
-            "expand",
-            "lift_fresh",
-            "permute",
-            "repeat",
-            "reshape",
-            "squeeze",
-        ),
-        *("t", "to", "transpose", "unsqueeze", "view", "_reshape_alias", "_to_copy", "_unsafe_view"),
+        *("alias", "clone", "contiguous", "detach", "lift_fresh", "to", "_to_copy"),  # all as it is
+        *("expand", "repeat", "permute", "t", "transpose", "squeeze", "unsqueeze"),
+        *("reshape", "view", "_reshape_alias", "_unsafe_view"),
     )
 )
 _PRODUCTS = {"mul": slice(0, 2), "addcmul": slice(1, 3)}  # and which of their tensors they multiply

@@ -40,8 +40,7 @@ def estimate_norms(twin: Twin, batches: Sequence[Batch]) -> None:
     seen: dict[int, _Moments] = {}
 
     def take(norm: Norm) -> None:
-        x = norm.input.detach()
-        x = widened(x)
+        x = widened(norm.input.detach())
         count = x.numel() // max(x.shape[1], 1)
         if count < 2:
             return

@@ -37,11 +37,11 @@ class EarlyStopping(Hook):
         min_delta: float = 0.0,
         restore: bool = True,
     ) -> None:
-        if not _is_number(patience) or not patience >= 1:
+        if not _is_from(1, patience):
             raise InputError(f"{patience=}: must be at least 1")
         if not isinstance(metric, str):
             raise InputError(f"{metric=}: must be the name of a metric, such as 'accuracy' or 'loss'")
-        if not min_delta >= 0:
+        if not _is_from(0, min_delta):
             raise InputError(f"{min_delta=}: must be 0 or more")
         self.patience, self.metric = patience, metric
         self.lower = metric.lower().endswith(_LOWER) if lower is None else lower
@@ -92,5 +92,6 @@ class EarlyStopping(Hook):
         self._weights = {name: tensor.clone() for name, tensor in state["weights"].items()}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real)
+def _is_from(least: int, value: object) -> bool:
+    """Whether a value is a number that is no smaller; NaN is none."""
+    return isinstance(value, Real) and float(value) >= least

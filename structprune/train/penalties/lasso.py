@@ -73,7 +73,7 @@ class Slimming(Penalty[Channels]):
     A norm's shift says on what a channel of scale zero still sends: `zero_plan(..., criterion="bn_scale")` cuts it all
     the same, and `refit` folds the constant into the layers that read it.
 
-    Raises what `Penalty` does; where no group has a trainable scale, nothing is penalised.
+    Raises what `Penalty` does, so where no group has a trainable scale too.
     """
 
     def _belongs(self, member: MemberTensor) -> bool:
