@@ -35,8 +35,8 @@ from structprune.train import (
     prune_gradually,
     sparsify_gradually,
 )
+from structprune.train.gradual.floor import Floor
 from structprune.train.gradual.rounds import learning_rates
-from structprune.train.gradual.run import Floor
 from structprune.train.gradual.schedules import step_budgets
 from structprune.train.optimizers import build_optimizer
 from tests.toy_runtime import EXAMPLE as TOY_EXAMPLE

@@ -18,7 +18,7 @@ from structprune.refit import steps_of
 from structprune.runtime_settings import Runtime
 from structprune.train.evaluation import evaluate
 from structprune.train.gradual import Cubic, Iterative, OneShot, Schedule
-from structprune.train.gradual.run import Floor
+from structprune.train.gradual.floor import Floor
 
 __all__ = [
     "Cutting",

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from structprune.errors import InputError, StructpruneError
 from structprune.features import Index, kept_features
@@ -19,10 +18,10 @@ from structprune.importance.calibration import one_number
 from structprune.inputs import tensors_in
 from structprune.outputs import Outputs, chosen_outputs
 from structprune.plan import PruningPlan
-from structprune.rules.context import iter_tensors
 from structprune.tensors import widened
 from structprune.train.batches import forward
 from structprune.train.hooks import Hook, Run
+from structprune.train.layer_results import LayerResults, require_layers
 from structprune.train.surroundings import as_found
 
 __all__ = ["Distillation", "soft_cross_entropy"]
@@ -88,19 +87,19 @@ class Distillation(Hook):
         self.outputs, self.compare, self.feature_weight = outputs, compare, feature_weight
         self.features = (features,) if isinstance(features, str) else tuple(features)
         self.plans = () if plan is None else (plan,) if isinstance(plan, PruningPlan) else tuple(plan)
-        self._own = self._known = _Features(teacher, ())
+        self._own = self._known = LayerResults(teacher, ())
         self._kept: Mapping[str, tuple[Index, ...]] = {}
         self._cuts: tuple[PruningPlan, ...] = ()
 
     def on_start(self, run: Run) -> None:
         if self.teacher in (run.model, run.original):
             raise InputError("the teacher is the network that is trained: give the dense one")
-        _require_layers(run.model, self.features, "the network that is trained")
+        require_layers(run.model, self.features, "the network that is trained")
         teacher = ExitStack()
         teacher.enter_context(as_found(self.teacher))
         run.at_exit(teacher.close)
-        _require_layers(self.teacher, self.features, "the teacher")
-        self._own, self._known = _Features(run.model, self.features, run), _Features(self.teacher, ())
+        require_layers(self.teacher, self.features, "the teacher")
+        self._own, self._known = LayerResults(run.model, self.features, run), LayerResults(self.teacher, ())
         self._cuts, self._kept = (), {}
         self.teacher.to(run.device).eval()
 
@@ -128,7 +127,7 @@ class Distillation(Hook):
         example = tuple(inputs) if isinstance(inputs, list) else inputs
         plans = (*self.plans, *run.plans, *self._cuts)
         self._kept = kept_features(self.teacher, plans, example, self.features)
-        self._known = _Features(self.teacher, self.features, run)
+        self._known = LayerResults(self.teacher, self.features, run)
 
     def _outputs(self, student: Any, teacher: Any) -> Tensor:
         if self.outputs is not None:
@@ -214,47 +213,3 @@ def _squares(layer: str, own: Tensor, wanted: Tensor, kept: Iterable[Index]) -> 
         )
     own, wanted = widened(own), widened(wanted)
     return (own - wanted).square().mean(), wanted.square().mean()
-
-
-def _require_layers(model: nn.Module, layers: Iterable[str], whose: str) -> None:
-    known = dict(model.named_modules())
-    for layer in layers:
-        if layer not in known:
-            some = ", ".join(list(known)[1:9])
-            raise InputError(f"features: {whose} has no layer {layer!r}; its layers are {some}, ...")
-
-
-class _Features:
-    """The results of some layers, as they come; of a network that is trained, those with gradients alone."""
-
-    def __init__(self, model: nn.Module, layers: Iterable[str], run: Run | None = None) -> None:
-        known = dict(model.named_modules())
-        self.trained = run is not None and run.model is model
-        self.found: dict[str, list[Tensor]] = {}
-        self._handles: list[RemovableHandle] = []
-        for layer in layers:
-            self._handles.append(known[layer].register_forward_hook(self._taker(layer)))
-        if run is not None:
-            run.at_exit(self.close)
-
-    def _taker(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
-        def take_it(module: nn.Module, args: Any, result: Any) -> None:
-            if torch.is_grad_enabled() or not self.trained:
-                tensor = next(iter_tensors((result,)), None)
-                if tensor is None:
-                    raise InputError(
-                        f"features: layer {layer!r} returns no tensor, but {type(result).__name__}"
-                    )
-                self.found.setdefault(layer, []).append(tensor)
-
-        return take_it
-
-    def close(self) -> None:
-        """Takes its hooks off the layers."""
-        while self._handles:
-            self._handles.pop().remove()
-
-    def taken(self) -> dict[str, list[Tensor]]:
-        """What came since it was asked for last."""
-        found, self.found = self.found, {}
-        return found

@@ -18,8 +18,9 @@ from structprune.masking.ranking import Criterion as WeightCriterion
 from structprune.masking.targets import Patterns
 from structprune.train.evaluation import Metric
 from structprune.train.gradual.cuts import BudgetCuts, Cuts, MaskCuts
+from structprune.train.gradual.floor import Floor
 from structprune.train.gradual.rounds import Hooks, Rounds
-from structprune.train.gradual.run import Floor, GradualResult, GradualRun, GradualStep
+from structprune.train.gradual.run import GradualResult, GradualRun, GradualStep
 from structprune.train.gradual.schedules import Cubic, Iterative, Schedule
 from structprune.train.options import TrainOptions
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass, field
@@ -22,14 +21,14 @@ from structprune.history import History, fill, model_state
 from structprune.plan import PruningPlan
 from structprune.replica import replica
 from structprune.tensors import fingerprint, weights_digest
-from structprune.train.evaluation import Metric, evaluate
 from structprune.train.gradual.cuts import Cuts, plain
+from structprune.train.gradual.floor import Floor
 from structprune.train.gradual.rounds import Rounds
 from structprune.train.gradual.samples import Samples, differing, samples_of
 from structprune.train.hooks import Metrics
 from structprune.train.optimizer_state import cut_optimizer
 
-__all__ = ["Floor", "GradualResult", "GradualRun", "GradualStep"]
+__all__ = ["GradualResult", "GradualRun", "GradualStep"]
 
 
 @dataclass(frozen=True)
@@ -77,51 +76,6 @@ class GradualResult:
             what = f"the network of step {kept[-1].number}" if kept else "the network as it was given, uncut"
             lines.append(f"stopped at the floor of {self.floor:.4f}: this is {what}")
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What is measured after each step, and the least that it may be: `least`, and at most `drop` below the network
-    given.
-    """
-
-    data: Dataset[Any] | None = None
-    metric: Metric | None = None
-    least: float | None = None
-    drop: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.data is None and (self.least, self.drop, self.metric) != (None, None, None):
-            raise InputError("floor=, max_drop= and metric= need validation=, the data to measure on")
-        if self.least is not None and not (math.isfinite(self.least) and self._possible(self.least)):
-            raise InputError(
-                f"floor={self.least!r}: must be a finite number, and a share of 1 where it is of accuracy"
-            )
-        if self.drop is not None and not 0 <= self.drop < math.inf:
-            raise InputError(f"max_drop={self.drop!r}: must be 0 or more")
-
-    def _possible(self, least: float) -> bool:
-        return self.metric is not None or 0 <= least <= 1
-
-    def measure(self, model: nn.Module) -> float | None:
-        """The metric, or None where there is no data for it."""
-        if self.data is None:
-            return None
-        with torch.random.fork_rng():  # a DataLoader draws, and a metric may
-            return float((self.metric or evaluate)(model, self.data))
-
-    def limit(self, before: float | None) -> float | None:
-        """The least that a step may measure, where the network given measures `before`."""
-        assert before is not None or self.data is None
-        given = [] if self.least is None else [self.least]
-        if self.drop is not None and before is not None:
-            given.append(before - self.drop)
-        limit = max(given, default=None)
-        if limit is not None and before is not None and not before >= limit:
-            raise InputError(
-                f"floor={limit:g}, but the network measures {before:.4f} before any cut: ask for less, or train it"
-            )
-        return limit
 
 
 @dataclass
