@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +177,18 @@ class TestJsonLines:
         log = finetune(net(), data(), epochs=4, lr=0.1, hooks=[JsonLines(path), Continue(keep.state)])
         assert [json.loads(line) for line in path.read_text().splitlines()] == log
         assert len(log) == 4
+
+    def test_only_the_process_that_writes_takes_lines_back(self, tmp_path: Path) -> None:
+        path, model = tmp_path / "log.jsonl", net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for main, left in ((False, 2), (True, 1)):
+            path.write_text('{"epoch": 1}\n{"epoch": 2}\n')
+            hook = JsonLines(path)
+            run = Run(model, optimizer, 1, SimpleNamespace(is_main_process=main))
+            hook.on_start(run)
+            hook.load_state_dict({"bytes": len('{"epoch": 1}\n')})
+            hook.on_end(run)
+            assert len(path.read_text().splitlines()) == left
 
     def test_a_path_that_cannot_be_written_is_refused_before_the_first_step(self, tmp_path: Path) -> None:
         steps: list[int] = []

@@ -29,6 +29,7 @@ class JsonLines(Hook):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._bytes: int | None = None  # what stays of the file where a run is continued
 
     def on_start(self, run: Run) -> None:
         if run.main:
@@ -44,14 +45,20 @@ class JsonLines(Hook):
     def state_dict(self) -> dict[str, Any]:
         return {"bytes": self.path.stat().st_size if self.path.exists() else 0}
 
+    def on_end(self, run: Run) -> None:
+        if run.main:
+            self._append("")  # a run that was over when it was continued has written nothing
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if self.path.exists() and self.path.stat().st_size > state["bytes"]:
-            os.truncate(self.path, state["bytes"])
+        self._bytes = state["bytes"]  # the process that writes takes the rest back
 
     def _append(self, text: str) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
+                if self._bytes is not None and file.tell() > self._bytes:
+                    file.truncate(self._bytes)
+                self._bytes = None
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
