@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import structprune as sp
+from structprune.archive import write_text
 from structprune.cli.idle import require_effect
 from structprune.cli.models import empty_model
 from structprune.cli.options import (
@@ -98,10 +98,7 @@ def plan(
                 criterion=criterion,
                 ragged=ragged,
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.new")
-        aside.write_text(chosen.to_json(), encoding="utf-8", newline="\n")
-        os.replace(aside, path)
+        write_text(path, chosen.to_json())
         shares = {name: round(share, 6) for name, share in sorted(chosen.remaining.items())}
         out.show(*(f"{name}: {share:.1%} remain" for name, share in shares.items()), f"wrote {path}")
         widths = {group.name: [group.size, len(group.keep)] for group in chosen.groups}

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 import structprune as sp
+from structprune.archive import write_text
 from structprune.data import digits
 from structprune.demo.networks import Candidate, Trainer, cut_channels, mask_weights, train_dense
 from structprune.demo.progress import Steps
@@ -56,7 +57,7 @@ def run(
     rows = [_row(made, trainer, exports[made.name], latency) for made in candidates]
     seconds = time.perf_counter() - started
     result = {"seed": seed, "seconds": round(seconds, 1), "networks": document(rows)}
-    _write_json(folder / "results.json", result)
+    write_text(folder / "results.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     console.print("", table(rows), "", *_summary(rows, folder, seconds), sep="\n")
     return result
 
@@ -137,9 +138,3 @@ def _summary(rows: Sequence[Row], folder: Path, seconds: float) -> list[str]:
         f"Written in {seconds:.0f} s to {folder}: plan.json and model.safetensors (the structured network), "
         "four ONNX files, results.json.",
     ]
-
-
-def _write_json(path: Path, result: dict[str, Any]) -> None:
-    staged = path.with_suffix(".json.new")
-    staged.write_text(json.dumps(result, indent=2, allow_nan=False), encoding="utf-8")
-    os.replace(staged, path)

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from structprune.archive import replaced
 from structprune.destinations import require_file
 from structprune.errors import InputError
 
@@ -65,15 +66,17 @@ def save_plot(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         InputError: for a path that cannot be written.
+        StorageError: where the system refuses it only then, as on a full disk.
     """
     require_plots(path)
     import matplotlib
 
     file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
     dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    aside = file.with_name(f".{file.stem}.part{file.suffix}")
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "structprune"}):
-        figure.savefig(aside, metadata=dates.get(file.suffix.lower()), dpi=150)
-    os.replace(aside, file)
+    kind = file.suffix.lower()
+    with (
+        replaced(file) as staged,
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "structprune"}),
+    ):
+        figure.savefig(staged, format=kind.removeprefix("."), metadata=dates.get(kind), dpi=150)
     return file

@@ -43,7 +43,7 @@ def save_checkpoint(
     whatever else is to be kept (an epoch, a best accuracy), in plain values and tensors.
 
     `parts` takes further objects with a `state_dict()`: `schedule=`, `scaler=`. Masks that `sparsify` put on are kept.
-    Until the new file is complete the old one of that name stays.
+    Until the new file is complete the old one of that name stays. Of several processes one is to write it (`run.main`).
 
     Raises StorageError where the model is not what the plans make, which is so if a script built it anew in full size,
     where the optimizer holds other parameters than the model's, and where the file cannot be written; InputError for
