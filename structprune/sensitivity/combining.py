@@ -75,9 +75,9 @@ class Combination:
 def fitted(rises: Floats, measured: Floats) -> Combination:
     """The combination that comes nearest to the measured rises ``[plans]`` of plans with rises ``[plans, knobs]``.
 
-    The nearer, the better by the squared error of the logarithms. Plans whose knobs alone rise by more than they do
-    together tell of a knee, so without one the error counts as often as that is more; where it is less, the other way
-    round.
+    The nearest has the least squared error of the logarithms. Rises that add up to more than is measured tell of a
+    knee: the error of a combination without one counts as many times as their sum is more, in the median over the
+    plans, and less where it is less.
     """
     largest = float(measured.max(initial=0.0))
     useful = rises.sum(axis=1) > 0 if len(rises) else np.zeros(0, dtype=bool)
