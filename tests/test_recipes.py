@@ -18,9 +18,10 @@ import structprune as sp
 from structprune.archive import read_archive, write_archive
 from structprune.cli import app
 from structprune.cli.exit_codes import ExitCode
+from structprune.recipes.cuts import Prune, PruneGradually
 from structprune.recipes.folder import RunFolder
 from structprune.recipes.lines import MetricLines
-from structprune.recipes.steps import Prune, PruneGradually, Train
+from structprune.recipes.steps import Train
 from structprune.train import GradualRun
 from structprune.train.options import TrainOptions
 from tests.toy_runtime import WASTE, kernels, mlp

@@ -18,12 +18,13 @@ from structprune.importance.batches import told as shown
 from structprune.inputs import normalize_inputs, tensors_in
 from structprune.masking.targets import choose
 from structprune.observe import Twin
+from structprune.recipes.cuts import Cutting, Prune, PruneGradually
 from structprune.recipes.data import Data
 from structprune.recipes.fields import did_you_mean, names
 from structprune.recipes.functions import function, functions_in
 from structprune.recipes.places import told_at
 from structprune.recipes.recipe import Recipe
-from structprune.recipes.steps import Cutting, Measure, Prune, PruneGradually, Sparsify, trainings
+from structprune.recipes.steps import Measure, Sparsify, trainings
 from structprune.recipes.training import Training
 from structprune.runtimes import require_known
 from structprune.select import select

@@ -12,21 +12,12 @@ from pydantic_core import PydanticCustomError
 
 from structprune.errors import InputError
 from structprune.inputs import parse_inputs
+from structprune.recipes.cuts import Cutting, PruneGradually
 from structprune.recipes.data import DataSource, OwnData
 from structprune.recipes.fields import Seed, Strict
 from structprune.recipes.functions import functions_in
 from structprune.recipes.places import Document, explained, read
-from structprune.recipes.steps import (
-    Cutting,
-    Evaluate,
-    Export,
-    PruneGradually,
-    Sparsify,
-    Step,
-    Train,
-    kind_of,
-    trainings,
-)
+from structprune.recipes.steps import Evaluate, Export, Sparsify, Step, Train, kind_of, trainings
 
 __all__ = ["Recipe"]
 

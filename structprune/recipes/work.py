@@ -19,6 +19,7 @@ from structprune.masking.mask import put_mask
 from structprune.masking.targets import all_targets
 from structprune.measure import count_params
 from structprune.pipeline import PruneResult, prune
+from structprune.recipes.cuts import Cutting, Prune, PruneGradually
 from structprune.recipes.data import Data
 from structprune.recipes.fields import names
 from structprune.recipes.folder import RunFolder
@@ -27,17 +28,7 @@ from structprune.recipes.keepers import EpochKeeper, StateKeeper
 from structprune.recipes.lines import EpochLines
 from structprune.recipes.recipe import Recipe
 from structprune.recipes.state import Network
-from structprune.recipes.steps import (
-    Cutting,
-    Evaluate,
-    Export,
-    Measure,
-    Prune,
-    PruneGradually,
-    Sparsify,
-    Train,
-    kind_of,
-)
+from structprune.recipes.steps import Evaluate, Export, Measure, Sparsify, Train, kind_of
 from structprune.recipes.training import Distill, Training, metric_of
 from structprune.sensitivity import Sensitivity
 from structprune.surgery import apply_plan
