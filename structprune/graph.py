@@ -123,6 +123,13 @@ class DependencyGraph:
         self._stored = stored
         self._prices: dict[str, Polynomial] = {}
 
+    @property
+    def operations(self) -> str:
+        """The digest (hex) of what the network does to its inputs, sizes apart: the same for the same code on inputs of
+        any batch size; empty where values decide which layers run.
+        """
+        return self.run.operations
+
     # -- prices --------------------------------------------------------------------------------------------------
 
     def polynomial(self, quantity: str) -> Polynomial:

@@ -12,10 +12,13 @@ from structprune.provenance import TracedInt, plain
 from structprune.rules import FunctionCall
 from structprune.rules.context import iter_tensors
 
-__all__ = ["collect", "numbers", "on_meta", "written"]
+__all__ = ["collect", "numbers", "on_meta", "settings", "written"]
 
 # the types of arguments that are computed with
 _COMPUTED = frozenset(("number", "Optional[number]", "Tensor"))
+_SETTINGS = frozenset(
+    ("dim", "dims", "dim0", "dim1", "kernel_size", "stride", "padding", "dilation", "output_padding")
+)
 
 
 def numbers(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[object]:
@@ -26,6 +29,15 @@ def numbers(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
             yield value
         elif isinstance(value, int) and (argument.name == "k" or str(argument.type) in _COMPUTED):
             yield plain(value)
+
+
+def settings(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
+    """Yield the arguments that say how an operation computes, and are no sizes: numbers, names, dims and windows."""
+    for position, argument in enumerate(operation._schema.arguments):
+        value = args[position] if position < len(args) else kwargs.get(argument.name)
+        if isinstance(value, str) or (argument.name in _SETTINGS and isinstance(value, (int, list, tuple))):
+            yield f"{argument.name}={value}"
+    yield from map(str, numbers(operation, args, kwargs))
 
 
 def written(operation: Any, arguments: dict[str, Any]) -> list[Any]:

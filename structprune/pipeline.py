@@ -282,6 +282,7 @@ def _losses(
 ) -> Sensitivity | None:
     """The sensitivity that widths are chosen by: the one that is given, or measured here where that is asked for."""
     if isinstance(given, Sensitivity):
+        given.require(model)
         return given
     if not given:
         return None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import weakref
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
 from structprune.rules.context import Context, Dims, constants
 
-__all__ = ["LAYOUT", "Held", "Places", "Record", "Step"]
+__all__ = ["LAYOUT", "Held", "Places", "Record", "Step", "operations_digest"]
 
 LAYOUT = frozenset(("view", "_unsafe_view", "_reshape_alias", "clone", "contiguous", "detach", "alias"))
 """Operations that only settle how a tensor lies in memory: what is cut or masked lies otherwise."""
@@ -40,12 +42,28 @@ class Record:
 class Step:
     """One call of torch's Python interface, with the numbers in it that are no sizes.
 
-    Which operations it is made of is torch's own choice, by memory layout too.
+    Which operations it is made of is torch's own choice, by memory layout too. ``layer`` is the one in which it works
+    on what follows from the model's inputs (None: it does not), and ``settings`` are how.
     """
 
     function: str
     numbers: list[object]
     where: str = ""
+    layer: str | None = None
+    settings: set[str] = field(default_factory=set)
+
+
+def operations_digest(steps: Iterable[Step]) -> str:
+    """The sha256 (hex) of what is done to the model's inputs, in order: the layer, the function and its settings.
+
+    Left out is how tensors lie in memory, and what is worked out from constants alone, which code may remember.
+    """
+    digest = hashlib.sha256()
+    for step in steps:
+        if step.layer is not None and step.function.strip("_") not in LAYOUT:
+            said = (step.layer, step.function.strip("_"), *sorted(step.settings))
+            digest.update(repr(said).encode())
+    return digest.hexdigest()
 
 
 class Places:

@@ -133,6 +133,8 @@ def sweep(
     example_inputs = normalize_inputs(example_inputs)
     keep, only = module_names(model, keep), module_names(model, only)
     graph = trace(model, example_inputs, engine, engine_options, outputs)
+    if sensitivity is not None:
+        sensitivity.require(model)
     options: dict[str, Any] = {} if seed is None else {"seed": seed}
     scores = score(model, graph, criterion, data=data, loss=loss, **options)
     choose = partial(

@@ -25,7 +25,7 @@ from structprune.interrupts import interrupts_kept
 from structprune.leftovers import forget
 from structprune.outputs import Outputs, chosen_outputs, output_integers, output_tensors
 from structprune.provenance import TracedInt
-from structprune.records import Held, Record, Step
+from structprune.records import Held, Record, Step, operations_digest
 from structprune.routing import CHOICES, Rerouted, freeze_siblings
 from structprune.rules import Context
 from structprune.rules.context import Dims, constants, iter_tensors
@@ -56,6 +56,7 @@ class Run:
     turned: list[Run] = field(default_factory=list)  # the runs with other choices
     given: tuple[Held, ...] = ()  # the model's inputs
     returned: frozenset[int] = frozenset()  # the storages of its outputs
+    operations: str = ""  # the digest of what is done to the inputs; none where values may have a say in it
 
     @property
     def chooses(self) -> bool:
@@ -178,7 +179,7 @@ def _run(model: nn.Module, args: Any, kwargs: Any, tracer: Tracer, outputs: Outp
         del clone, args, kwargs, tensors, tensor
         forget([made for made in tracer.made if id(made()) not in handed])
         return run
-    run.steps = tracer.steps
+    run.steps, run.operations = tracer.steps, operations_digest(tracer.steps)
     del clone, result, args, kwargs, tensors, tensor
     context.dims.clear()
     context.live.clear()

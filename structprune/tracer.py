@@ -7,7 +7,7 @@ the sizes that they give are integers that remember where they came from.
 from __future__ import annotations
 
 import weakref
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from structprune.axes import Const, Frozen
 from structprune.errors import TraceError
 from structprune.handed_out import SHAPE, HandedOut
-from structprune.operands import collect, numbers, on_meta, written
+from structprune.operands import collect, numbers, on_meta, settings, written
 from structprune.provenance import TracedInt, user_line
 from structprune.records import Places, Record, Step
 from structprune.rules import Call, Context, FunctionCall, Site, Uncovered, lookup, lookup_function, source
@@ -118,7 +118,7 @@ class Tracer:
                     context.dims[tensor] = constants(tensor)
         if len(context.sites) > sites:
             out = self.revised(context.sites[-1], operation, names, args, kwargs, out)
-        self._passed(name, args, kwargs, out)
+        self._passed(name, args, kwargs, out, settings(operation, args, kwargs))
         return out
 
     def execute(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -169,7 +169,9 @@ class Tracer:
                 return True
         return False
 
-    def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def _passed(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, how: Iterable[str]
+    ) -> None:
         live = self.context.live
         self.note(out)
         if any(tensor.is_nested for tensor in iter_tensors((out,))):
@@ -182,6 +184,8 @@ class Tracer:
         self._trail(name, tensors, live if reached else self.context.derived, out)
         follow_scales(self.context, name, tensors, out)
         if reached:
+            self.steps[-1].layer = self.context.layer
+            self.steps[-1].settings.update(how)
             for tensor in iter_tensors((out,)):
                 self.narrow |= tensor.dtype in _NARROW
         self._record(name, tensors, args, out)
@@ -289,5 +293,6 @@ class Tracer:
                 out = self.revised(self.context.sites[-1], function, parameters, args, kwargs, out)
             finally:
                 self.muted = False
-        self._passed(name, args, kwargs, out)
+        said = (value for value in (*args, *kwargs.values()) if isinstance(value, (float, str)))
+        self._passed(name, args, kwargs, out, map(str, said))
         return out

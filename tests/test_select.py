@@ -41,6 +41,7 @@ class Graph:
     flips: Callable[[np.ndarray], Sequence[Violation]] = lambda counts: ()
     calls: list[np.ndarray] = field(default_factory=list)
     fingerprint: str = "drawn"
+    operations: str = ""
 
     def price(self, quantity: str, counts: np.ndarray) -> float:
         assert quantity in ("macs", "params")

@@ -236,6 +236,83 @@ def test_a_stale_one_is_refused() -> None:
         sp.prune(net, x[:1], budget, scope="layer", sensitivity=found)
 
 
+def loaded(found: sp.Sensitivity) -> sp.Sensitivity:
+    return sp.Sensitivity.from_json(found.to_json())
+
+
+def refused_by_all(net: nn.Module, x: Tensor, found: sp.Sensitivity, message: str, **options: Any) -> None:
+    with pytest.raises(sp.InputError, match=message):
+        sp.prune(net, x[:1], sp.Budget(macs=0.5), sensitivity=found, **options)
+    with pytest.raises(sp.InputError, match=message):
+        sp.sweep(net, x[:1], [sp.Budget(macs=0.5)], sensitivity=found, **options)
+
+
+def test_scores_that_know_no_weights_do_not_hide_other_ones() -> None:
+    net, x = mlp(), samples(32, 6)
+    graph = sp.trace(net, x[:1])
+    found = loaded(sp.sensitivity(net, graph, sp.score(net, graph, "random", seed=1), x, criterion="random"))
+    sp.prune(net, x[:1], sp.Budget(macs=0.5), "random", seed=1, sensitivity=found)
+    refused_by_all(mlp(seed=5), x, found, "stale: '0.weight' and 7 more of 8", criterion="random", seed=1)
+    with pytest.raises(sp.InputError, match="measure it anew"):
+        found.require(mlp(seed=5))
+
+
+def test_a_tensor_that_no_score_reads_counts() -> None:
+    net, x = mlp(), samples(32, 6)
+    found = loaded(measured(net, x))
+    with torch.no_grad():
+        net[6].bias.mul_(-30)
+    refused_by_all(net, x, found, r"stale: '6\.bias' had other values")
+
+
+def test_another_function_of_the_same_tensors_is_told_apart() -> None:
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(nn.Conv1d(2, 6, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv1d(6, 2, 3)),
+        samples(9, 2, 8),
+    )
+    found = loaded(measured(net, x))
+    others = (nn.Tanh(), nn.LeakyReLU(0.2), nn.Identity())
+    for other in [nn.Sequential(net[0], each, net[2]) for each in others]:
+        refused_by_all(other, x, found, "another activation or constant")
+        graph = sp.trace(other, x[:1])
+        with pytest.raises(sp.InputError, match="another activation or constant"):
+            sp.select(graph, sp.score(other, graph), sp.Budget(macs=0.5), sensitivity=found)
+    wider = nn.Conv1d(2, 6, 3, padding=2, dilation=2)
+    wider.load_state_dict(net[0].state_dict())
+    refused_by_all(nn.Sequential(wider, *net[1:]), x, found, "another activation or constant")
+
+
+class Remembering(nn.Module):
+    """Its code makes positions for the batch at hand, and remembers them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.known = mlp(), dict[int, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.known.setdefault(len(x), torch.arange(len(x), device=x.device) / len(x))
+        out: Tensor = self.body(x) + rows[:, None] * 0
+        return out
+
+
+def test_batches_devices_and_wider_dtypes_are_no_other_network() -> None:
+    net, x = Remembering(), samples(32, 6)
+    found = loaded(measured(net, x))
+    budget = sp.Budget(macs=0.5)
+    for size in (1, 3, 3):
+        plan = sp.prune(net, x[:size], budget, sensitivity=found).plan
+    assert found.forecast(plan) > found.whole
+    assert (
+        sp.prune(copy.deepcopy(net).double(), x[:1].double(), budget, sensitivity=found).plan.groups
+        == plan.groups
+    )
+    with pytest.raises(sp.InputError, match="stale"):
+        found.require(copy.deepcopy(net).bfloat16())
+    with pytest.raises(sp.InputError, match="meta device"):
+        found.require(copy.deepcopy(net).to("meta"))
+
+
 def test_rises_combine_as_they_are_fitted() -> None:
     alone = np.random.default_rng(0).uniform(0, 1, (12, 5))
     truth = Combination(power=0.9, factor=2.0)(alone)

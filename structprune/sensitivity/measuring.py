@@ -25,6 +25,7 @@ from structprune.sensitivity.curves import Curve, Joint, mark_of
 from structprune.sensitivity.losses import Meter
 from structprune.sensitivity.norms import estimate_norms
 from structprune.sensitivity.result import Sensitivity
+from structprune.sensitivity.weights import digests
 from structprune.surgery import apply_plan
 
 __all__ = ["sensitivity"]
@@ -117,6 +118,8 @@ def sensitivity(
     )
     return Sensitivity(
         fingerprint=graph.fingerprint,
+        operations=graph.operations,
+        weights=digests(model),
         criterion=criterion_name(criterion),
         loss=loss if isinstance(loss, str) else getattr(loss, "__name__", "custom"),
         norms=norms,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read", "write"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _Size = Annotated[int, Field(ge=1, le=2**24)]
 _MOST = 2**24  # channels of all knobs together: a curve has a number for each
 _Text = Annotated[str, Field(max_length=1000)]
@@ -39,6 +39,8 @@ class _File(StrictRecord):
     schema_version: int
     structprune_version: str
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    operations: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    weights: dict[_Text, Annotated[str, Field(pattern="^[0-9a-f]{16}$")]]
     criterion: _Text
     loss: _Text
     norms: bool

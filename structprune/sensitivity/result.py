@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from torch import nn
 
 from structprune.archive import write_text
 from structprune.errors import InputError, StorageError
@@ -19,9 +20,12 @@ from structprune.selection.contract import GraphLike
 from structprune.sensitivity import records
 from structprune.sensitivity.combining import Combination, fitted
 from structprune.sensitivity.curves import Curve, Joint, mark_of
+from structprune.sensitivity.weights import digests
+from structprune.tensors import fingerprint
 
 __all__ = ["Sensitivity"]
 
+_ANEW = "measure it anew with structprune.sensitivity(model, graph, scores, data)"
 _CLOSE = 1e-3  # relative: rounding is far below, a step of training far above
 
 
@@ -32,10 +36,13 @@ class Sensitivity:
     ``whole`` is the loss of the network that is not cut, measured as the others are; ``curves`` has one knob for all
     groups that keep the same number of channels; ``joint`` are the plans over all knobs from which follows how their
     rises combine. ``norms`` says whether batch norms were estimated anew in each network before it was measured.
-    ``fingerprint`` is that of the traced network, ``criterion`` the name of the scores by which channels were kept.
+    ``fingerprint`` is that of the traced network, ``operations`` the digest of what it does to its inputs, ``weights``
+    has one of the values of each tensor, ``criterion`` is the name of the scores by which channels were kept.
     """
 
     fingerprint: str
+    operations: str
+    weights: Mapping[str, str]
     criterion: str
     loss: str
     norms: bool
@@ -53,6 +60,22 @@ class Sensitivity:
             self._require_network(plan.fingerprint)
             plan = {group.name: group.count for group in plan.groups if group.count < group.size}
         return self.whole + float(self.combination(self._rises([plan]))[0])
+
+    def require(self, model: nn.Module) -> None:
+        """Pass where it was measured on this model: the same layers and widths, and the same values in all parameters
+        and persistent buffers, whatever the device. `prune` and `sweep` ask it; `select`, which has no model, does not.
+
+        Raises InputError, which names what differs; a dtype that rounds the values makes others of them.
+        """
+        self._require_network(fingerprint(model))
+        present = digests(model)
+        other = [name for name, digest in present.items() if self.weights.get(name) != digest]
+        if other:
+            more = f" and {len(other) - 1} more of {len(present)} tensors" if len(other) > 1 else ""
+            raise InputError(
+                f"the sensitivity is stale: {other[0]!r}{more} had other values when it was measured. Load the weights "
+                f"that it was measured with, or {_ANEW}"
+            )
 
     @cached_property
     def combination(self) -> Combination:
@@ -76,9 +99,15 @@ class Sensitivity:
         """What each channel of the candidates is worth, best first, float64 ``[size]`` by position in graph.groups.
 
         Over all groups the sum of what is kept is the greater, the less the forecast is. Raises InputError where the
-        graph is of another network, scores are not those that were measured with, or a group was not measured.
+        graph is of another network, or of one that does something else, scores are not those that were measured with,
+        or a group was not measured.
         """
         self._require_network(graph.fingerprint)
+        if graph.operations != self.operations:
+            raise InputError(
+                "the sensitivity was measured on a network of the same layers and widths whose code does something "
+                f"else, another activation or constant say: {_ANEW}"
+            )
         found = {}
         for position in candidates:
             group = graph.groups[position]
@@ -153,10 +182,7 @@ class Sensitivity:
 
     def _require_network(self, fingerprint: str) -> None:
         if fingerprint != self.fingerprint:
-            raise InputError(
-                "the sensitivity was measured on a network of other layers or widths: measure it anew with "
-                "structprune.sensitivity(model, graph, scores, data)"
-            )
+            raise InputError(f"the sensitivity was measured on a network of other layers or widths: {_ANEW}")
 
     def _require_scores(self, curve: Curve, name: str, scores: NDArray[np.float64]) -> None:
         marked, present = curve.marks[curve.groups.index(name)], mark_of(scores)
