@@ -228,6 +228,9 @@ class TestRun:
             ({"training": {"lr": 0.1}}, "say it in options"),
             ({"pruning": {"inplace": True}}, "inplace"),
             ({"pruning": {"rewrite": True}}, "rewrite"),
+            ({"pruning": {"only_": "0"}}, "only_.*did you mean 'only'"),
+            ({"pruning": {"criterion": "l1"}}, "criterion"),
+            ({"training": {"foo": 1}}, "foo.*no option of finetune.* takes "),
             ({"final_epochs": 0}, "final_epochs"),
             ({"rewind": 1}, "at least the 2 epochs"),
             ({"rewind": 9, "schedule": Cubic(2)}, "trains on"),
@@ -236,6 +239,30 @@ class TestRun:
         ):
             with pytest.raises(InputError, match=text):
                 prune_gradually(net(), EXAMPLE, sp.Budget(macs=0.5), points(), OPTIONS, **wrong)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("budget", "asked"),
+        [(sp.Budget(params=1e-4), "params=0.0001"), (sp.Budget(macs=1e-3, latency=0.5), "macs=0.001")],
+    )
+    def test_a_target_that_no_steps_lead_to_is_named_before_any_training(
+        self, budget: sp.Budget, asked: str
+    ) -> None:
+        rates = Rates()
+        with pytest.raises(BudgetError, match=asked):
+            prune_gradually(net(), EXAMPLE, budget, points(), OPTIONS, hooks=rates)
+        assert not rates.seen
+
+    def test_steps_go_further_than_the_bound_of_each(self) -> None:
+        bound = {"max_pruned": 0.3}
+        with pytest.raises(BudgetError):
+            sp.prune(net(), EXAMPLE, sp.Budget(macs=0.3), **bound)  # type: ignore[arg-type]
+        result = prune_gradually(
+            *(net(), EXAMPLE, sp.Budget(macs=0.3), points(), TrainOptions(epochs=1, lr=0.05)),
+            schedule=Iterative(0.3),
+            pruning=bound,
+        )
+        assert result.reached
+        assert result.steps[-1].remaining["macs"] <= 0.3
 
     def test_latency_goes_down_in_shares_of_the_networks_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -448,6 +475,11 @@ class TestFloor:
 
     def test_a_metric_that_is_no_number_does_not_meet_it(self) -> None:
         assert not self.run([0.9, 0.4, math.nan], floor=0.85).reached
+
+    @pytest.mark.parametrize("asked", [{"max_drop": 0.1}, {"floor": 0.5}])
+    def test_a_network_given_whose_metric_is_no_number_is_refused(self, asked: dict[str, float]) -> None:
+        with pytest.raises(InputError, match="measures nan before any cut"):
+            self.run([math.nan], **asked)
 
     def test_a_floor_that_the_network_given_does_not_reach(self) -> None:
         with pytest.raises(InputError, match=r"measures 0\.9000 before any cut"):

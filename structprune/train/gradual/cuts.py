@@ -22,8 +22,11 @@ from structprune.plan import REMAINING, PruningPlan
 from structprune.refit.batches import readable_again
 from structprune.selectors import module_names
 from structprune.train.gradual.schedules import Schedule, step_budgets
+from structprune.train.gradual.targets import require_options, require_reachable
 
 __all__ = ["BudgetCuts", "Cut", "Cuts", "MaskCuts", "plain"]
+
+_SAID = ("criterion", "data", "calibration")  # arguments of the whole
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ class Cuts(ABC):
 
 
 class BudgetCuts(Cuts):
-    """Cuts of channels by `prune`, whose further arguments are `options`."""
+    """Cuts of channels by `prune`, whose further arguments are `options`.
+
+    Raises InputError for options that `prune` does not have, and BudgetError for a budget that no steps lead to.
+    """
 
     def __init__(
         self,
@@ -89,6 +95,7 @@ class BudgetCuts(Cuts):
                 "pruning={'rewrite': True} would make the graph anew in each step: give structprune.rewrite(model, "
                 "example_inputs) instead of the model"
             )
+        require_options(options, "pruning", prune, ("model", "example_inputs", "budget", *_SAID))
         self.first, self.inputs, self.budget = model, normalize_inputs(example_inputs), budget
         self.options = {"criterion": criterion, **options}
         for name in ("keep", "only"):
@@ -96,6 +103,7 @@ class BudgetCuts(Cuts):
         for name, batches in (("data", data), ("calibration", calibration)):
             if batches is not None:
                 self.options[name] = readable_again(batches)
+        require_reachable(model, self.inputs, budget, self.options)
         self.schedule = schedule
         self._shares = dict(getattr(model, REMAINING, {}))
         time = budget.time

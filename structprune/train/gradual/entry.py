@@ -74,7 +74,8 @@ def prune_gradually(
     interrupted; one of another run is refused, also where only the values of the data are others (some examples are
     looked up for that). ``model`` stays as it is unless ``inplace=True``; equal seeds give equal results.
 
-    Raises BudgetError, InputError, StorageError for a checkpoint of another run, and what `prune` and `finetune` raise.
+    Raises BudgetError, before any training, for a budget that no steps lead to (a latency is found out by cutting);
+    InputError, StorageError for a checkpoint of another run, and what `prune` and `finetune` raise.
 
     >>> import torch
     >>> from torch.utils.data import TensorDataset

@@ -50,6 +50,11 @@ class Floor:
     def limit(self, before: float | None) -> float | None:
         """The least that a step may measure, where the network given measures `before`."""
         assert before is not None or self.data is None
+        if before is not None and math.isnan(before) and (self.least, self.drop) != (None, None):
+            raise InputError(
+                "the network given measures nan before any cut, which no floor= or max_drop= can be held to: check the "
+                "metric, the validation data and the model's weights"
+            )
         given = [] if self.least is None else [self.least]
         if self.drop is not None and before is not None:
             given.append(before - self.drop)

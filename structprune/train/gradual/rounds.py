@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from structprune.errors import InputError
 from structprune.plan import PruningPlan
+from structprune.train.gradual.targets import require_options
 from structprune.train.hooks import Hook, Metrics, Run, listed
 from structprune.train.loop import finetune
 from structprune.train.optimizers import build_optimizer, build_schedule
@@ -49,6 +50,7 @@ class Rounds:
             raise InputError(f"final_epochs={self.final!r}: must be at least 1")
         if said := sorted(self.more.keys() & ({each.name for each in fields(TrainOptions)} | {"hooks"})):
             raise InputError(f"training={{{said[0]!r}: ...}}: say it in options, or as hooks=")
+        require_options(self.more, "training", finetune, ("model", "train_data"))
         longest = max(map(self.epochs, range(self.count)))
         if self.rewind is not None and self.rewind < longest:
             raise InputError(
