@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from structprune.errors import InputError
 
-__all__ = ["require_file", "require_folder"]
+__all__ = ["require_apart", "require_file", "require_folder"]
 
 Destination = str | os.PathLike[str]
 
@@ -46,6 +46,21 @@ def require_file(path: Destination, example: str = "model.onnx") -> Path:
             )
         _try(path, file.absolute().parent)
     return file
+
+
+def require_apart(named: Mapping[str, Destination | None]) -> None:
+    """Pass where no two of the paths, each by what it is called, lead to one place, by whatever links.
+
+    Raises:
+        InputError: where two do: what is written to the one would be lost under the other.
+    """
+    seen: dict[str, str] = {}
+    for name, path in named.items():
+        if path is None:
+            continue
+        other = seen.setdefault(os.path.normcase(os.path.realpath(path)), name)
+        if other != name:
+            raise InputError(f"{other} and {name} are both {path}: give each a path of its own")
 
 
 @contextlib.contextmanager

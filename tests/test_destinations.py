@@ -108,3 +108,33 @@ def test_folders_on_the_way_are_made(model: str, command: tuple[str, ...]) -> No
     done = call(command[0], model, "-i", "1x6", *command[1:], "new/folder/there")
     assert done.exit_code == 0, done.output
     assert Path("new/folder/there").exists()
+
+
+TWICE = (
+    ("sensitivity", "--data", "nets.py:mlp", "--out", "s.svg", "--plot", "./s.svg"),
+    ("sweep", "--sensitivity", "link.svg", "--plot", "s.svg"),
+    ("prune", "--macs", "0.5", "--sensitivity", "s.svg", "--onnx", "s.svg"),
+    ("prune", "--macs", "0.5", "--out", "new", "--onnx", "new"),
+    ("prune", "--macs", "0.5", "--out", "new", "--onnx", "new/model.safetensors"),
+    ("sparsify", "--sparsity", "0.5", "--out", "new/there", "--onnx", "new"),
+    ("plan", "--macs", "0.5", "--weights", "s.svg", "--out", "s.svg"),
+)
+
+
+@pytest.mark.parametrize("command", TWICE, ids=" ".join)
+def test_one_path_under_two_names_is_refused_before_the_work(model: str, command: tuple[str, ...]) -> None:
+    pytest.importorskip("matplotlib")
+    Path("s.svg").write_text("kept")
+    Path("link.svg").symlink_to("s.svg")
+    done = call(command[0], model, "-i", "1x6", *command[1:])
+    assert done.exit_code == 2, done.output
+    assert "give each a path of its own" in done.stderr.replace("\n", " ")
+    assert Path("s.svg").read_text() == "kept"
+    assert not Path("new").exists()
+
+
+def test_a_file_in_the_folder_that_is_saved_is_beside_what_the_folder_holds(model: str) -> None:
+    done = call("prune", model, "-i", "1x6", "--macs", "0.5", "--out", "new", "--onnx", "new/model.onnx")
+    assert done.exit_code == 0, done.output
+    sp.load_plans("new")
+    assert Path("new/model.onnx").is_file()

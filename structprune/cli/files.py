@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 import structprune as sp
-from structprune.destinations import require_file, require_folder
+from structprune.checkpoint import WEIGHTS
+from structprune.destinations import require_apart, require_file, require_folder
+from structprune.storage import PLAN
 
 __all__ = ["require_writable", "write_files"]
 
@@ -18,12 +20,18 @@ def require_writable(folder: Path | None = None, file: Path | None = None) -> No
     """Pass where a folder, and a file, can be written; asked before the work, not after it.
 
     Raises:
-        InputError: where a folder stands in the file's place or the reverse, or the system refuses.
+        InputError: where a folder stands in the file's place or the reverse, where the file is to be the folder or one
+            of those that are saved in it, or the system refuses.
     """
     if folder is not None:
         require_folder(folder)
     if file is not None:
         require_file(file)
+    if folder is not None and file is not None:
+        saved = {f"the {name} of the folder": folder / name for name in (PLAN, WEIGHTS)}
+        require_apart({"the folder": folder, **saved, "the file beside it": file})
+        above = {f"above the folder ({step})": step for step in folder.absolute().parents}
+        require_apart({"the file beside it": file, **above})
 
 
 def write_files(

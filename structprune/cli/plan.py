@@ -33,7 +33,7 @@ from structprune.cli.options import (
     the_budget,
 )
 from structprune.cli.output import session
-from structprune.destinations import require_file
+from structprune.destinations import require_apart, require_file
 
 __all__ = ["plan"]
 
@@ -71,6 +71,7 @@ def plan(
     """
     with session(as_json, debug) as out:
         require_file(path, "plan.json")
+        require_apart({"--weights": weights, "--out": path})
         require_effect(
             context, reads_weights(criterion), "a --criterion that reads weights, such as l2", "weights"
         )

@@ -54,6 +54,7 @@ from structprune.cli.options import (
     the_budget,
 )
 from structprune.cli.output import session
+from structprune.destinations import require_apart
 from structprune.report import NetworkSize, comparison_document, comparison_table, layers_table, network_size
 
 __all__ = ["prune"]
@@ -115,6 +116,7 @@ def prune(
     """
     with session(as_json, debug) as out:
         require_writable(out_folder, onnx)
+        require_apart({"--sensitivity": losses, "--onnx": onnx})
         with out.steps(5) as step:
             budget = the_budget(
                 sp.Runtime(runtime, threads, batch, dtype, provider_options(options)),

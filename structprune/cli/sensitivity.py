@@ -26,6 +26,7 @@ from structprune.cli.options import (
     draws,
 )
 from structprune.cli.output import session
+from structprune.destinations import require_apart
 from structprune.report import require_plots, save_plot, sensitivity_plot, sensitivity_table
 from structprune.sensitivity import LOSSES
 
@@ -88,6 +89,7 @@ def sensitivity(
     Groups that must keep the same number of channels are one. The model is only read.
     """
     with session(as_json, debug) as out:
+        require_apart({"--out": path, "--plot": plot})
         if plot is not None:
             require_plots(plot)
         if path is not None:

@@ -32,6 +32,7 @@ from structprune.cli.options import (
     provider_options,
 )
 from structprune.cli.output import session
+from structprune.destinations import require_apart
 from structprune.report.plots import require_plots
 from structprune.report.sweep import plot_sweep, sweep_table
 
@@ -95,6 +96,7 @@ def sweep(
     budget that is chosen. Budgets that cannot be met are listed with the reason; where none can, that is an error.
     """
     with session(as_json, debug) as out:
+        require_apart({"--sensitivity": losses, "--plot": plot})
         if plot is not None:
             require_plots(plot)
         with out.steps(2) as step:
