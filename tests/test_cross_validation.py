@@ -165,6 +165,23 @@ class TestCrossValidate:
             )
         assert [hook.epochs for hook in (one, *several)] == [8, 8, 8]
 
+    @pytest.mark.parametrize("worth", [float("nan"), float("inf"), None])
+    def test_a_metric_that_is_no_finite_number_names_the_fold(self, worth: Any) -> None:
+        measures = iter([0.5, 0.5, 0.5, worth])
+        seen: list[int] = []
+        with pytest.raises(InputError, match=r"metric= returns.* on fold 2 of 3, strength 0.001, cut 0.0"):
+            cross_validate(
+                *(net(), sides(), torch.randn(1, 4)),
+                strengths=(0.0, 1e-3),
+                thresholds=(0.0,),
+                folds=3,
+                metric=lambda *_: next(measures),
+                progress=lambda done, total: seen.append(done),
+                epochs=1,
+                lr=0.1,
+            )
+        assert seen == [1, 2, 3]  # the fourth is the last that is trained
+
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [

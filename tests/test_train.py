@@ -508,3 +508,85 @@ class TestEvaluate:
     def test_an_empty_data_set(self) -> None:
         with pytest.raises(InputError, match="empty"):
             evaluate(net(), TensorDataset(torch.empty(0, 2), torch.empty(0)))
+
+    def test_every_target_counts_and_none_that_is_passed_over(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(5, 3, 4, 4, generator=generator)
+        classes = torch.randint(0, 3, (5, 4, 4), generator=generator)
+        classes[:2, 0] = -100
+        right = counted = 0
+        for image, target in zip(images.tolist(), classes.tolist(), strict=True):
+            for row in range(4):
+                for column in range(4):
+                    scores = [channel[row][column] for channel in image]
+                    counted += target[row][column] != -100
+                    right += scores.index(max(scores)) == target[row][column]
+        found = evaluate(nn.Identity(), TensorDataset(images, classes), batch_size=2)
+        assert found == right / counted < 1
+        assert counted == 5 * 16 - 2 * 4
+
+    @pytest.mark.parametrize("size", [2, 3, 256])
+    def test_of_probabilities_the_highest_is_the_class(self, size: int) -> None:
+        scores = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [3.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+        wanted = torch.tensor([[0.8, 0.1, 0.1], [0.0, 1.0, 0.0], [0.0, 0.4, 0.6], [1.0, 0.0, 0.0]])
+        assert evaluate(nn.Identity(), TensorDataset(scores, wanted), batch_size=size) == 0.75
+
+    @pytest.mark.parametrize(
+        ("output", "targets", "message"),
+        [
+            (
+                (6, 3),
+                torch.zeros(6, 1, dtype=torch.int64),
+                r"a tensor \[6, 3\] .*\[6, 1\].*torch.int64 \[6\]",
+            ),
+            ((6, 3), torch.full((6,), 3), r"from 3 to 3\. Expected .* from 0 to 2"),
+            ((6, 3), torch.zeros(6), r"a tensor \[6\] of torch.float32"),
+            ((6, 3), torch.zeros(6, 3, dtype=torch.int64), "or probabilities"),
+            ((6,), torch.zeros(6, dtype=torch.int64), r"logits \[batch, classes"),
+            ((6, 3), torch.full((6,), -100), "all its targets are -100"),
+        ],
+    )
+    def test_what_accuracy_cannot_be_told_of(
+        self, output: tuple[int, ...], targets: torch.Tensor, message: str
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            evaluate(nn.Identity(), TensorDataset(torch.zeros(output), targets))
+
+    def test_batches_of_no_sample(self) -> None:
+        with pytest.raises(InputError, match="batch_size=0: must be at least 1"):
+            evaluate(net(), sides(), batch_size=0)
+
+
+class TestValidation:
+    """What does not fit in `validation` is found before the first step; what fits changes nothing of the run."""
+
+    @pytest.mark.parametrize(
+        ("data", "metric", "message"),
+        [
+            (TensorDataset(torch.zeros(3, 2), torch.zeros(3, 1).long()), None, "validation: accuracy cannot"),
+            (TensorDataset(torch.empty(0, 2), torch.empty(0)), None, "validation is empty"),
+            (TensorDataset(torch.empty(0, 2), torch.empty(0)), lambda net, data: 1.0, "validation is empty"),
+        ],
+    )
+    def test_it_is_refused_before_the_first_step(self, data: Any, metric: Any, message: str) -> None:
+        model = net()
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(InputError, match=message):
+            finetune(model, sides(), epochs=1, lr=0.1, validation=data, metric=metric)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def test_the_look_at_it_draws_no_random_number(self) -> None:
+        drawn: list[float] = []
+
+        class Draw(Hook):
+            def on_start(self, run: Run) -> None:
+                drawn.append(float(torch.rand(())))
+
+        for validation in (None, sides()):
+            finetune(net(), sides(), epochs=1, lr=0.1, validation=validation, hooks=Draw())
+        assert drawn[0] == drawn[1]
+
+    def test_a_metric_that_is_no_number(self) -> None:
+        for worth in (None, "much", torch.ones(2)):
+            with pytest.raises(InputError, match="what metric= returns must be one number"):
+                finetune(net(), sides(), epochs=1, lr=0.1, validation=sides(), metric=lambda *_, w=worth: w)

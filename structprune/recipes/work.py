@@ -40,6 +40,7 @@ from structprune.train import (
     finetune,
     prune_gradually,
 )
+from structprune.train.evaluation import measured
 
 __all__ = ["Work"]
 
@@ -148,7 +149,7 @@ class Work:
         if step.metric is None:
             return {"data": step.data, "accuracy": evaluate(model, data, batch_size=step.batch_size)}
         metric = metric_of(step.metric, self.recipe.base)
-        return {"data": step.data, "metric": float(metric(model, data))}
+        return {"data": step.data, "metric": measured(metric(model, data), "what metric: returns")}
 
     @do.register
     def _export(self, step: Export) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from structprune.plan import PruningPlan
 from structprune.select import select
 from structprune.surgery import apply_plan
 from structprune.train.candidates import Candidate, CrossValidation, Trial
-from structprune.train.evaluation import Metric, evaluate
+from structprune.train.evaluation import Metric, evaluate, measured
 from structprune.train.folds import Splitter, folds_of
 from structprune.train.hooks import Hook, listed
 from structprune.train.loop import finetune
@@ -67,7 +68,8 @@ def cross_validate(
     are integers, else at random, drawn from `seed`), a splitter of scikit-learn, or pairs of indices. All candidates
     see the same folds and the same `seed`; the model given and torch's random state stay as they are.
 
-    Raises InputError for a bad argument, and if scikit-learn is missing; what `finetune`, `select` and `zero_plan` do.
+    Raises InputError for a bad argument, for a metric that is not a finite number, at the first fold where it is none,
+    and if scikit-learn is missing; what `finetune`, `select` and `zero_plan` do.
     """
     strengths, thresholds = list(map(float, strengths)), list(map(float, thresholds))
     cuts: list[float | Budget] = [*thresholds, *budgets]
@@ -87,7 +89,8 @@ def cross_validate(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for done, (fold, strength) in enumerate(tasks, start=1):
-            for number, trial in enumerate(work.trials(strength, cuts, *fold)):
+            where = f"fold {(done - 1) // len(strengths) + 1} of {len(parts)}"
+            for number, trial in enumerate(work.trials(strength, cuts, *fold, where)):
                 trials.setdefault((strength, number), []).append(trial)
             if progress is not None:
                 progress(done, len(tasks))
@@ -111,7 +114,12 @@ class _Work:
     training: dict[str, Any] = field(default_factory=dict)
 
     def trials(
-        self, strength: float, cuts: Sequence[float | Budget], inside: np.ndarray, outside: np.ndarray
+        self,
+        strength: float,
+        cuts: Sequence[float | Budget],
+        inside: np.ndarray,
+        outside: np.ndarray,
+        where: str,
     ) -> list[Trial]:
         """One network trained with the penalty, and what each cut makes of it."""
         model = copy.deepcopy(self.model)
@@ -125,11 +133,20 @@ class _Work:
             small = apply_plan(model, plan)
             if self.epochs_after:
                 finetune(small, train, **{**self.training, "epochs": self.epochs_after, "hooks": ()})
+            worth = self.worth(small, held, f"on {where}, strength {strength:g}, cut {cut}")
             left = plan.remaining
-            found.append(
-                Trial(float(self.metric(small, held)), left.get("params", 1.0), left.get("macs", 1.0))
-            )
+            found.append(Trial(worth, left.get("params", 1.0), left.get("macs", 1.0)))
         return found
+
+    def worth(self, model: nn.Module, held: Dataset[Any], where: str) -> float:
+        """The metric on what was held out; means and deviations need it finite."""
+        worth = measured(self.metric(model, held), f"what metric= returns {where}")
+        if not math.isfinite(worth):
+            raise InputError(
+                f"metric= returns {worth} {where}: candidates cannot be compared by it; train with a lower lr=, give "
+                "milder strengths or cuts, or a metric= that is finite for every network"
+            )
+        return worth
 
     def plan(self, model: nn.Module, cut: float | Budget) -> PruningPlan:
         if not isinstance(cut, Budget):

@@ -17,7 +17,7 @@ from structprune.importance import Loss
 from structprune.randomness import seeded
 from structprune.train.batches import forward
 from structprune.train.distillation import Distillation
-from structprune.train.evaluation import Metric, evaluate
+from structprune.train.evaluation import Metric, evaluate, measured, require_measurable
 from structprune.train.hooks import Hook, Metrics, Run, listed
 from structprune.train.losses import BatchLoss, pair_of
 from structprune.train.optimizers import build_schedule
@@ -159,6 +159,8 @@ class _Loop:
     ) -> list[Metrics]:
         """The metrics of every epoch, after the last of them."""
         run = self.run
+        if validation is not None:
+            self.try_out(validation, metric)
         for hook in run.hooks:
             hook.on_start(run)
         self.optimizer.zero_grad(set_to_none=True)
@@ -166,8 +168,8 @@ class _Loop:
             run.epoch += 1
             metrics = self.epoch(progress)
             if validation is not None:
-                measured = (metric or evaluate)(run.model, validation)
-                metrics["accuracy" if metric is None else "metric"] = float(measured)
+                worth = measured((metric or evaluate)(run.model, validation), "what metric= returns")
+                metrics["accuracy" if metric is None else "metric"] = worth
                 self.prepared.settle()
             run.history.append(metrics)
             for hook in run.hooks:
@@ -176,6 +178,12 @@ class _Loop:
             hook.on_end(run)
         self.prepared.finish()
         return run.history
+
+    def try_out(self, validation: Dataset[Any], metric: Metric | None) -> None:
+        """Raises InputError where the validation data do not fit; draws no random number of the run's."""
+        with seeded(self.options.seed):
+            require_measurable(self.run.model, validation, metric)
+        self.prepared.settle()
 
     def epoch(self, progress: Callable[[int, int], None] | None) -> Metrics:
         self.model.train()

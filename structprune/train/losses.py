@@ -13,7 +13,7 @@ from structprune.errors import InputError, StructpruneError
 from structprune.importance.batches import told
 from structprune.importance.calibration import IGNORED, Loss, one_number
 
-__all__ = ["BatchLoss", "pair_of"]
+__all__ = ["BatchLoss", "expected_targets", "pair_of", "range_of"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class BatchLoss:
         return F.cross_entropy(output, targets, label_smoothing=self.label_smoothing)
 
     def _not_taken(self, output: Any, targets: Any, batch: str, error: Exception | None = None) -> InputError:
-        given = f"{batch}: the model gives {told(output)}, the targets are {told(targets)}{_range(targets)}"
+        given = f"{batch}: the model gives {told(output)}, the targets are {told(targets)}{range_of(targets)}"
         what = "" if error is None else f" ({type(error).__name__}: {str(error).rstrip('.')})"
         if self.own is not None:
             return InputError(
                 f"the loss failed on {given}{what}. loss= is a function of (output, targets), a mean over the batch"
             )
         return InputError(
-            f"cross-entropy, the default loss, does not take {given}{what}. {_expected(output)}; convert the targets "
-            "in the data set, or give loss=, a function of (output, targets)"
+            f"cross-entropy, the default loss, does not take {given}{what}. {expected_targets(output)}; convert the "
+            "targets in the data set, or give loss=, a function of (output, targets)"
         )
 
 
@@ -72,7 +72,8 @@ def pair_of(item: Any, batch: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _expected(output: Any) -> str:
+def expected_targets(output: Any) -> str:
+    """What targets cross-entropy takes beside an output, for a message."""
     if not isinstance(output, Tensor) or output.ndim < 2:
         return "Expected logits [batch, classes, ...] from the model"
     classes, places = output.shape[1], [*output.shape[:1], *output.shape[2:]]
@@ -94,7 +95,8 @@ def _outside(output: Tensor, targets: Any) -> bool:
     return bool(wrong.any())
 
 
-def _range(targets: Any) -> str:
+def range_of(targets: Any) -> str:
+    """From where to where targets go, for a message; nothing for what has no order."""
     if not isinstance(targets, Tensor) or not targets.numel() or targets.is_complex():
         return ""
     return f", from {targets.min().item():g} to {targets.max().item():g}"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from structprune.errors import InputError
-from structprune.train.evaluation import Metric, evaluate
+from structprune.train.evaluation import Metric, evaluate, measured
 
 __all__ = ["Floor"]
 
@@ -45,7 +45,7 @@ class Floor:
         if self.data is None:
             return None
         with torch.random.fork_rng():  # a DataLoader draws, and a metric may
-            return float((self.metric or evaluate)(model, self.data))
+            return measured((self.metric or evaluate)(model, self.data), "what metric= returns")
 
     def limit(self, before: float | None) -> float | None:
         """The least that a step may measure, where the network given measures `before`."""
