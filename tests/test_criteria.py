@@ -882,3 +882,17 @@ def test_processes_that_have_not_met_are_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(sp.InputError, match=r"2 processes.*accelerate.Accelerator\(\)"):
         case.score("taylor")
     assert case.score("l2")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("hessian", {"probes": probes}) for probes in (0, 1.5, "8", True)),
+        *(("hessian", {"seed": seed}) for seed in (-1, 1.5, "1")),
+        *(("obs", {"damping": damping}) for damping in (0, -1.0, "a", float("inf"), float("nan"))),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(name: str, options: dict[str, Any]) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(2, 3)
+    with pytest.raises(sp.InputError, match=f"{next(iter(options))}="):
+        sp.score(model, sp.trace(model, x), name, data=[(x, torch.tensor([0, 1]))], **options)

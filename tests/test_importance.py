@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -341,6 +342,21 @@ class TestOwnCriteria:
     def test_tensors_and_lists_are_taken(self) -> None:
         assert score(Net(), plain(), lambda g: torch.arange(g.size))["left"].tolist() == [0, 1, 2, 3]
         assert score(Net(), plain(), lambda g: list(range(g.size)))["left"].tolist() == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize(
+        "result",
+        [
+            lambda g: ["high"] * g.size,
+            lambda g: ["1"] * g.size,
+            lambda g: np.ones(g.size) * 1j,
+            lambda g: torch.ones(g.size, dtype=torch.complex64),
+            lambda g: [object()] * g.size,
+            lambda g: [[1.0], [1.0, 2.0]],
+        ],
+    )
+    def test_what_is_no_real_number_is_refused_by_name(self, result: Any) -> None:
+        with pytest.raises(InputError, match=r"'left': criterion '<lambda>' returned .*not one real number"):
+            score(Net(), plain(), lambda group: result(group))
 
     def test_wrong_results_are_refused(self) -> None:
         with pytest.raises(InputError, match=r"'left' has 4 channels.*got \(2,\)"):

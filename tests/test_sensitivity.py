@@ -483,11 +483,20 @@ def test_prune_measures_where_it_is_asked_to() -> None:
         ({"loss": lambda output, target: output}, "without dimensions"),
         ({"loss": lambda output, target: output.sum() / 0}, "is inf|is nan|is -inf"),
         ({"keep": "0"}, "no group of this model can be cut"),
+        ({"seed": -1}, "seed=-1: expected an integer from 0 up"),
     ],
 )
 def test_what_does_not_fit_is_said(options: dict[str, Any], message: str) -> None:
     with pytest.raises(sp.InputError, match=message):
         measured(diagonal(), BASIS, **options)
+
+
+@pytest.mark.parametrize("counts", [{"0": 2.5}, {"0": "2"}, {"0": 9}, {"0": 0}, [1], {1: 1}])
+def test_counts_that_are_none_are_refused(counts: Any) -> None:
+    found = measured(diagonal(), BASIS, joint=0)
+    with pytest.raises(sp.InputError, match=r"forecast\(|cannot keep"):
+        found.forecast(counts)
+    assert found.forecast({"0": np.int64(2)}) == pytest.approx(5 / 30)  # type: ignore[dict-item]
 
 
 def test_no_data_are_refused() -> None:
@@ -539,3 +548,4 @@ def test_the_command_measures_plots_and_is_used_by_prune(
     assert "stale" in stale
     run("prune", *model, "--macs", "0.5", "--sensitivity", "none.json", code=7)
     run("sensitivity", *model, *data, "--widths", "a", code=2)
+    assert "expected an integer from 0 up" in run("sensitivity", *model, *data, "--seed", "-1", code=2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -66,8 +67,8 @@ def hessian_diagonal(calibration: Calibration, *, probes: int = 8, seed: int = 0
     Hutchinson: the mean of v * (H v) over `probes` vectors v of random signs, which depend on `seed` and the
     parameter's name; the same ones for every batch, so that batches have no say. Each costs two backward passes.
     """
-    if probes < 1:
-        raise InputError(f"{probes=}: at least one random vector is needed")
+    if not isinstance(probes, Integral) or isinstance(probes, bool) or probes < 1:
+        raise InputError(f"{probes=}: at least one random vector is needed, and a whole number of them")
     require_seed(seed)
     twin, parameters = _twin(calibration)
     sums = Sums(parameters, real=True)

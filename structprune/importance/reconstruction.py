@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 import torch
@@ -75,11 +76,11 @@ def input_grams(calibration: Calibration, *, damping: float = 1e-4) -> dict[str,
     """The Gram matrices of the inputs of every consumer, by the parameter's name, one for each way it is read.
 
     Where a group has no consumers, those of the weights that make its channels. Raises InputError where `damping` is
-    not above 0.
+    no finite number above 0.
     """
-    if not damping > 0:
+    if not isinstance(damping, Real) or not 0 < damping < math.inf:
         raise InputError(
-            f"{damping=}: it must be above 0, so that inputs that say the same can be told apart"
+            f"{damping=}: it must be a finite number above 0, so that inputs that say the same can be told apart"
         )
     twin = Twin(calibration.model)
     wanted = set(calibration.readers)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from structprune.arguments import typed
 from structprune.checkpoint import open_checkpoint
 from structprune.errors import InputError
-from structprune.importance.batches import iterable_of_batches
+from structprune.importance.batches import iterable_of_batches, told
 from structprune.importance.calibration import Calibration, Loss, cross_entropy
 from structprune.importance.groups import GraphLike, GroupTensors, group_tensors
 from structprune.importance.registry import CRITERIA, Criterion, Needs, needs_of, options_of
@@ -161,8 +161,18 @@ def _name(function: Criterion) -> str:
 def _call(function: Criterion, group: GroupTensors, options: dict[str, Any]) -> NDArray[np.float64]:
     result = function(group, **options)
     if isinstance(result, torch.Tensor):
-        result = result.detach().double().cpu().numpy()
-    return np.array(result, dtype=np.float64)
+        result = result.detach()
+        result = (result if result.is_complex() else result.double()).cpu().numpy()
+    try:
+        values = np.asarray(result)
+        if values.dtype.kind not in "biufO":  # numpy would read strings as numbers, and drop imaginary parts
+            raise TypeError(f"{values.dtype} is no real number")
+        return values.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"group {group.name!r}: criterion {_name(function)!r} returned {told(result)}, which is not one real "
+            f"number per channel, {group.shape}: {error}"
+        ) from None
 
 
 def _checked(group: GroupTensors, values: NDArray[np.float64]) -> NDArray[np.float64]:

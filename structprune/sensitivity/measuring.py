@@ -16,6 +16,7 @@ from structprune.errors import InputError
 from structprune.graph import DependencyGraph
 from structprune.importance import Batch, Criterion, Loss, criterion_name
 from structprune.importance.batches import batches_of, iterable_of_batches
+from structprune.importance.chance import require_seed
 from structprune.observe import Twin
 from structprune.outputs import Outputs
 from structprune.select import best, scores_of
@@ -86,6 +87,7 @@ def sensitivity(
     shares = _shares(widths)
     if joint < 0:
         raise InputError(f"{joint=}: expected a number of plans, from 0 up")
+    require_seed(seed)
     with torch.random.fork_rng(devices=[]):  # a loader that shuffles draws
         batches = list(batches_of(model, iterable_of_batches(data, "data")))
     if not batches:

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from structprune.archive import write_text
+from structprune.arguments import typed
 from structprune.errors import InputError, StorageError
 from structprune.plan import PruningPlan
 from structprune.selection.contract import GraphLike
@@ -51,10 +52,12 @@ class Sensitivity:
     curves: tuple[Curve, ...]
     joint: tuple[Joint, ...] = ()
 
+    @typed
     def forecast(self, plan: PruningPlan | Mapping[str, int]) -> float:
         """The loss that a plan, or channel counts by group name (the others whole), is expected to have.
 
-        Raises InputError for a plan of another network, and for a cut of a group that was not measured.
+        Raises InputError for a plan of another network, for counts that are no integers, and for a cut of a group that
+        was not measured.
         """
         if isinstance(plan, PruningPlan):
             self._require_network(plan.fingerprint)
