@@ -7,10 +7,11 @@ Usage:
 
 For each seed (of the split, the weights and the order of data) a ResNet, a VGG and a ViT kind are trained on half of
 scikit-learn's digits and cut to 1/2, 1/4 and 1/8 of their MACs: by `sp.prune` with each of its criteria and otherwise
-its defaults, and by torch-pruning with each of its own, uniform and global. Accuracy on the other half is taken right
-after the cut, with batch norms estimated anew, with constants folded, with layers refitted ("all", what `calibration=`
-does by default), and after one and the same short fine-tuning, of the cut and of the refitted network. Scores and refit
-read the same 128 training images. Rows are appended to a file of JSON lines; what is there is not run again.
+its defaults, with some of them also to widths chosen by sensitivity, and by torch-pruning with each of its own, uniform
+and global. Accuracy on the other half is taken right after the cut, with batch norms estimated anew, with constants
+folded, with layers refitted ("all", what `calibration=` does by default), and after one and the same short fine-tuning,
+of the cut and of the refitted network. Scores, sensitivity and refit read the same 128 training images. Rows are
+appended to a file of JSON lines; what is there is not run again.
 
 "text" is a transformer encoder that tells from which package of Python's standard library a docstring is: 1/4, 1/2 and
 3/4 of its FFN neurons and of its heads go, and nothing is fine-tuned.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from benchmarks.accuracy_cuts import OURS, THEIRS, Bench
+from benchmarks.accuracy_cuts import MEASURED, OURS, THEIRS, Bench
 from benchmarks.accuracy_table import sentences, tables
 from benchmarks.command_line import append, appended, parser_of
 from benchmarks.digits_networks import SmallResNet, SmallVGG, SmallViT
@@ -65,11 +66,14 @@ class Setting:
     quantity: str = "macs"
     only: tuple[str, ...] = ()
 
-    @property
-    def tools(self) -> dict[str, Iterable[str]]:
-        """The criteria of each tool; torch-pruning's only where cuts are by MACs."""
-        both: dict[str, Iterable[str]] = {"structprune": OURS, "torch-pruning": THEIRS}
-        return both if self.quantity == "macs" else {"structprune": OURS}
+    def cuts(self) -> Iterator[dict[str, str]]:
+        """The tool, criterion and mode of each; torch-pruning, which finds its modes, cuts by MACs alone."""
+        for criterion in OURS:
+            yield {"tool": "structprune", "criterion": criterion, "mode": "default"}
+        for criterion in MEASURED:
+            yield {"tool": "structprune", "criterion": criterion, "mode": "sensitivity"}
+        for criterion in THEIRS if self.quantity == "macs" else ():
+            yield {"tool": "torch-pruning", "criterion": criterion}
 
 
 NETWORKS = {
@@ -112,20 +116,21 @@ def of_network(
     there, setting = {_key(row) for row in known}, NETWORKS[name]
     asked = {share: f"{share:.3g} of the {setting.quantity}" for share in options.share or setting.shares}
     wanted = [
-        (share, criterion, {"network": name, "seed": seed, "share": share, "asked": said, "tool": tool})
+        {"network": name, "seed": seed, "share": share, "asked": said} | cut
         for share, said in asked.items()
-        for tool, criteria in setting.tools.items()
-        for criterion in criteria
-        if criterion in (options.criterion or OURS)
+        for cut in setting.cuts()
+        if cut["criterion"] in (options.criterion or OURS)
     ]
-    wanted = [one for one in wanted if _key(one[2] | {"criterion": one[1]}) not in there]
+    wanted = [one for one in wanted if _key(one) not in there]
     if not wanted:
         return
     bench = trained(setting, seed)
     dense = {"dense": evaluate(bench.model, bench.test)}
-    for share, criterion, place in wanted:
-        cuts = bench.ours if place["tool"] == "structprune" else bench.theirs
-        yield from (place | {"criterion": criterion} | dense | row for row in cuts(share, criterion))
+    for place in wanted:
+        share, criterion = place["share"], place["criterion"]
+        ours = place["tool"] == "structprune"
+        rows = bench.ours(share, criterion, place["mode"]) if ours else bench.theirs(share, criterion)
+        yield from (place | dense | row for row in rows)
 
 
 def trained(setting: Setting, seed: int) -> Bench:
@@ -142,7 +147,9 @@ def trained(setting: Setting, seed: int) -> Bench:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("network", "seed", "share", "tool", "criterion"))
+    """What is run at once: of torch-pruning, a criterion in all its modes."""
+    mode = row["mode"] if row["tool"] == "structprune" else ""
+    return (*(row[name] for name in ("network", "seed", "share", "tool", "criterion")), mode)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,12 +24,14 @@ import structprune as sp
 from benchmarks.by_torch_pruning import Cut, Mode, cut, nearest
 from structprune.train import evaluate, finetune
 
-__all__ = ["OURS", "STEPS", "THEIRS", "Bench", "mean_gradients", "square_gradients"]
+__all__ = ["MEASURED", "OURS", "STEPS", "THEIRS", "Bench", "mean_gradients", "square_gradients"]
 
 OURS = (
     *("random", "l1", "l2", "linf", "bn_scale", "fpgm", "lamp"),
     *("wanda", "obs", "taylor", "snip", "fisher", "hessian"),
 )
+MEASURED = ("l2", "lamp", "taylor")
+"""Criteria with which widths are chosen by sensitivity as well."""
 STEPS = ("bn", "fold", "all")
 Row = dict[str, Any]
 Batches = list[tuple[Tensor, Tensor]]
@@ -89,6 +91,7 @@ class Bench:
     quantity: str = "macs"  #: what is cut to a share
     only: tuple[str, ...] = ()  #: kinds that are cut
     scores: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, sp.Sensitivity] = field(default_factory=dict)
     gradients: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     ratios: dict[float, float] = field(default_factory=dict)  #: of uniform cuts, whatever the criterion
 
@@ -100,13 +103,17 @@ class Bench:
     def graph(self) -> sp.DependencyGraph:
         return sp.trace(self.model, self.example)
 
-    def ours(self, share: float, criterion: str) -> Iterator[Row]:
-        """structprune's cut after each step; none where the network has nothing that the criterion reads."""
+    def ours(self, share: float, criterion: str, mode: str = "default") -> Iterator[Row]:
+        """structprune's cut after each step; none where the network has nothing that the criterion reads.
+
+        The mode says how widths are chosen: by `select`'s defaults, or by "sensitivity".
+        """
         scores = self._scores(criterion)
         if scores is None:
             return
         budget = sp.Budget(macs=share) if self.quantity == "macs" else sp.Budget(channels=share)
-        plan = sp.select(self.graph, scores, budget, only=self.only, criterion=criterion)
+        losses = self._sensitivity(criterion, scores) if mode == "sensitivity" else None
+        plan = sp.select(self.graph, scores, budget, only=self.only, criterion=criterion, sensitivity=losses)
         stages = {"cut": sp.apply_plan(self.model, plan)}
         for step in STEPS:
             stages[step] = copy.deepcopy(stages["cut"])
@@ -114,7 +121,7 @@ class Bench:
         found = {name: evaluate(model, self.test) for name, model in stages.items()}
         for name in ("cut", "all") if self.recipe is not None else ():
             found[f"{name}, tuned"] = self._tuned(stages[name])
-        yield self._row("default", stages["cut"]) | found
+        yield self._row(mode, stages["cut"]) | found
 
     def theirs(self, share: float, criterion: str) -> Iterator[Row]:
         """torch-pruning's cuts, uniform and global; those that come within 5 % of the share."""
@@ -145,6 +152,13 @@ class Bench:
                 found = None
             self.scores[criterion] = found
         return self.scores[criterion]
+
+    def _sensitivity(self, criterion: str, scores: Any) -> sp.Sensitivity:
+        """Measured on the calibration images, without their labels."""
+        if criterion not in self.losses:
+            inputs = [inputs for inputs, _ in self.calibration]
+            self.losses[criterion] = sp.sensitivity(self.model, self.graph, scores, inputs, only=self.only)
+        return self.losses[criterion]
 
     def _cut(
         self, mode: Mode, make: Callable[[], Any], gradients: dict[str, Tensor] | None, ratio: float

@@ -50,7 +50,8 @@ def test_accuracy_of_both_tools_at_the_same_macs(
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     ours = [row for row in rows if row["tool"] == "structprune"]
     theirs = [row for row in rows if row["tool"] == "torch-pruning"]
-    assert [row["criterion"] for row in ours] == ["random", "l2", "wanda", "taylor"]
+    assert [row["criterion"] for row in ours] == ["random", "l2", "wanda", "taylor", "l2", "taylor"]
+    assert [row["mode"] for row in ours] == ["default"] * 4 + ["sensitivity"] * 2
     assert {row["criterion"] for row in theirs} <= {"random", "l2", "taylor"}  # it has no wanda
     assert all(row["macs"] <= 0.5 for row in ours)
     assert all(abs(row["macs"] - 0.5) <= 0.05 for row in theirs)
