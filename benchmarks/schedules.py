@@ -6,10 +6,11 @@ Usage:
 
 The networks, tasks and seeds are those of `benchmarks.accuracy`. Every way has the same number of epochs after the
 dense training, and the same largest learning rate; those in which a group lasso draws channels to zero first are among
-them. Channels are ranked by their L2 norm, but for the cut "by chance". "refitted" ones were given `calibration=`, 128
-training images; "distilled" ones learn from the dense network's logits as well (`Distillation`, its defaults). The
-strength of the lasso is the best of 1e-4, 3e-4, 1e-3, ..., 0.1 on seeds 10 and 11, which are not shown (`--strength`).
-Differences are paired within seeds, against the one cut. Rows are appended; what is there is not run again.
+them. Channels are ranked by their L2 norm, but for the ways "by chance" and "by wanda". 128 training images are what
+wanda reads, and the `calibration=` of the "refitted" ones; "distilled" ones learn from the dense network's logits as
+well (`Distillation`, its defaults). The strength of the lasso is the best of 1e-4, 3e-4, 1e-3, ..., 0.1 on seeds 10 and
+11, which are not shown (`--strength`). Differences are paired within seeds, against the one cut. Rows are appended;
+what is there is not run again.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def _ways() -> Iterator[tuple[str, Way]]:
         "one cut": Way(OneShot()),
         "one cut, by chance": Way(OneShot(), criterion="random"),
         "several": Way(Iterative(steps=STEPS)),
+        "several, by wanda": Way(Iterative(steps=STEPS), criterion="wanda"),
         "gradual": Way(Cubic(STEPS)),
         "one cut after group lasso": Way(OneShot(), lasso=True),
     }
@@ -98,6 +100,7 @@ def accuracy(bench: Bench, way: Way, share: float, strength: float) -> float:
         TrainOptions(seed=bench.seed, **recipe | {"epochs": left // steps}),
         schedule=way.schedule,
         criterion=way.criterion,
+        data=bench.calibration if way.criterion == "wanda" else None,
         calibration=[inputs for inputs, _ in bench.calibration] if way.refitted else None,
         hooks=[Distillation(bench.model)] if way.distilled else (),
     )
