@@ -30,7 +30,7 @@ OURS = (
     *("random", "l1", "l2", "linf", "bn_scale", "fpgm", "lamp"),
     *("wanda", "obs", "taylor", "snip", "fisher", "hessian"),
 )
-MEASURED = ("l2", "lamp", "taylor")
+MEASURED = ("l2", "taylor")
 """Criteria with which widths are chosen by sensitivity as well."""
 STEPS = ("bn", "fold", "all")
 Row = dict[str, Any]
