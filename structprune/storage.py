@@ -26,7 +26,7 @@ from structprune.errors import InputError, PlanError, StorageError
 from structprune.plan import PruningPlan, plan_digest, plans_from_json, plans_to_json
 from structprune.replica import recompute, replica
 from structprune.surgery import apply_plan, replace_tensors
-from structprune.tensors import built, like, named_tensors, require_module, stored_slots
+from structprune.tensors import built, is_plain, like, named_tensors, require_module, stored_slots
 
 __all__ = ["PLAN", "load", "load_plans", "plans_of", "save"]
 
@@ -135,6 +135,12 @@ def _require_match(model: nn.Module, plans: Sequence[PruningPlan]) -> None:
                 )
             shapes[name] = plan.new_shape(name)
     present, state = named_tensors(model), stored_slots(model)
+    for name, slot in state.items():
+        if not is_plain(slot.tensor):
+            raise StorageError(
+                f"tensor {name!r} is a {type(slot.tensor).__name__}, of which this process may hold a part: save the "
+                "model with whole tensors, as it is before it is cut into shards"
+            )
     for name, shape in shapes.items():
         found = tuple(present[name].shape) if name in present else None
         if found is None or (name in state and found != shape):

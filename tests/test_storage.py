@@ -12,6 +12,7 @@ from hand_plans import hand_plan
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
+from torch.testing._internal.two_tensor import TwoTensor
 
 from structprune import storage
 from structprune.errors import PlanError, StorageError
@@ -284,6 +285,17 @@ def test_extra_state_is_refused(tmp_path: Path) -> None:
     plan = hand_plan(model, {"0.weight": {1: (0,)}})
     with pytest.raises(StorageError, match="'0' keeps extra state"):
         save(tmp_path, apply_plan(model, plan), plan)
+
+
+def test_tensors_that_compute_in_their_own_way_are_refused(tmp_path: Path) -> None:
+    """As shards are (DTensor); here a pair of tensors that stands for one."""
+    model, plan = pruned()
+    weight = model.conv.weight.detach()
+    model.conv.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+    with pytest.raises(StorageError, match=r"'conv.weight' is a TwoTensor"):
+        save(tmp_path / "out", model, plan)
+    assert not (tmp_path / "out").exists()
+
 
 
 def test_place_that_cannot_be_written(tmp_path: Path) -> None:
