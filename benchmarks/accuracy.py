@@ -14,7 +14,7 @@ of the cut and of the refitted network. Scores, sensitivity and refit read the s
 appended to a file of JSON lines; what is there is not run again.
 
 "text" is a transformer encoder that tells from which package of Python's standard library a docstring is: 1/4, 1/2 and
-3/4 of its FFN neurons and of its heads go, and nothing is fine-tuned.
+3/4 of its FFN neurons and of its heads go, by sensitivity as many MACs, and nothing is fine-tuned.
 """
 
 from __future__ import annotations

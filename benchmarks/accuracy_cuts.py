@@ -111,7 +111,8 @@ class Bench:
         scores = self._scores(criterion)
         if scores is None:
             return
-        budget = sp.Budget(macs=share) if self.quantity == "macs" else sp.Budget(channels=share)
+        alike = self.quantity == "channels" and mode == "default"  # each group by itself keeps the share
+        budget = sp.Budget(channels=share) if alike else sp.Budget(macs=share)
         losses = self._sensitivity(criterion, scores) if mode == "sensitivity" else None
         plan = sp.select(self.graph, scores, budget, only=self.only, criterion=criterion, sensitivity=losses)
         stages = {"cut": sp.apply_plan(self.model, plan)}
