@@ -297,7 +297,6 @@ def test_tensors_that_compute_in_their_own_way_are_refused(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-
 def test_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot save"):
