@@ -115,7 +115,7 @@ def of_network(
     """Yield one row for each point, tool, criterion and mode that is not known yet."""
     there, setting = {_key(row) for row in known}, NETWORKS[name]
     asked = {share: f"{share:.3g} of the {setting.quantity}" for share in options.share or setting.shares}
-    wanted = [
+    wanted: list[dict[str, Any]] = [
         {"network": name, "seed": seed, "share": share, "asked": said} | cut
         for share, said in asked.items()
         for cut in setting.cuts()
