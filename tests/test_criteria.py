@@ -296,11 +296,22 @@ class TestEveryCriterionThatTakesLabels:
         case = built("mlp")
         some = case.y.clone()
         some[0] = -100
-        if name in ("taylor", "fisher"):  # one sample at a time, and the mean over none is no number
-            with pytest.raises(sp.InputError, match="loss on batch 0 of data is nan"):
-                case.score(name, [(case.x, some)])
-        else:
-            equal(case.score(name, [(case.x, some)]), case.score(name, [(case.x[1:], case.y[1:])]))
+        equal(case.score(name, [(case.x, some)]), case.score(name, [(case.x[1:], case.y[1:])]))
+        with pytest.raises(sp.InputError, match="nothing that counts: all targets are -100"):
+            case.score(name, [(case.x, torch.full_like(some, -100))])
+
+    def test_all_targets_that_count_weigh_alike(self, name: str) -> None:
+        case = built("attention")
+        some = case.y.clone()
+        some[::2, 1:], some[3] = -100, -100
+        whole = case.score(name, [(case.x, some)])
+        for cuts in ((4,), (1, 2, 3, 4, 9), (3, 4)):  # the last two: a batch in which nothing counts
+            pairs = list(zip(case.x.tensor_split(cuts), some.tensor_split(cuts), strict=True))
+            equal(case.score(name, pairs), whole)
+
+    def test_zeros_alone_rank_nothing(self, name: str) -> None:
+        with pytest.raises(sp.InputError, match=r"0 for every channel.*Check loss="):
+            built("mlp").score(name, loss=lambda output, _: (0 * output).sum())
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -671,6 +682,16 @@ def test_fpgm_and_lamp_by_loops(case: Case) -> None:
         squares = (rows**2).sum(1)
         expected = [s / squares[squares >= s * (1 - 1e-12)].sum() for s in squares]
         np.testing.assert_allclose(shares[group.name], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["fpgm", "lamp", "l2"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    case = built("mlp")
+    with torch.no_grad():
+        case.model[0].weight[1, 2] = value
+    with pytest.raises(sp.InputError, match=r"'0.weight' holds NaN or infinity"):
+        case.score(name)
 
 
 def test_fpgm_compares_within_a_head_and_a_group() -> None:

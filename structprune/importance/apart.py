@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from structprune.importance.batches import Batch
-from structprune.inputs import map_tensors
+from structprune.errors import InputError
+from structprune.importance.batches import Batch, sample_of
 from structprune.observe import Twin, Use
 from structprune.outputs import output_tensors
 
-__all__ = ["Backward", "Run", "apart", "backward", "recorded", "sample_of", "stacked"]
+__all__ = ["Backward", "Run", "apart", "backward", "recorded", "stacked"]
 
 _CLOSE = {
     torch.float64: 1e-9,
@@ -132,24 +132,18 @@ def _first(ways: Sequence[Backward]) -> list[GradientEdge]:
     return found
 
 
-def sample_of(tree: Any, number: int, size: int) -> Any:
-    """One sample of a batch: of every tensor whose dim 0 has the batch's size, that part."""
-
-    def one(tensor: Tensor) -> Tensor:
-        return tensor[number : number + 1] if tensor.ndim and tensor.shape[0] == size else tensor
-
-    return map_tensors(tree, one)
-
-
 def apart(twin: Twin, batch: Batch, run: Run, read: Iterable[str]) -> list[int] | None:
     """For each product of the run the number ``outer`` with which its rows are ``[outer, samples, inner]``; None where
     samples meet, or where a product gives something else than rows times the weight.
     """
     found: list[set[int]] | None = None
     for number in sorted({0, batch.size // 2, batch.size - 1}):
-        args, kwargs, target = sample_of((batch.args, batch.kwargs, batch.target), number, batch.size)
-        sample = Batch(args, kwargs, target, 1, batch.number)
-        alone = recorded(twin, sample, read, check=True)
+        try:
+            alone = recorded(twin, batch.sample(number), read, check=True)
+        except (
+            InputError
+        ):  # an input that samples share does not go in parts, say: what is one by one says so
+            return None
         if not alone.plain or not _same_output(sample_of(run.output, number, batch.size), alone.output):
             return None
         if [use.place for use in alone.uses] != [use.place for use in run.uses]:

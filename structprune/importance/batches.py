@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from structprune.inputs import batch_size, map_tensors, normalize_inputs, tensor
 from structprune.observe import Each, Twin
 from structprune.outputs import output_tensors
 
-__all__ = ["Batch", "batches_of", "iterable_of_batches", "told"]
+__all__ = ["Batch", "batches_of", "iterable_of_batches", "sample_of", "told"]
 
 _ROWS = 32  # the batch that a lone tensor is split into
 
@@ -23,7 +24,8 @@ _ROWS = 32  # the batch that a lone tensor is split into
 @dataclass(frozen=True)
 class Batch:
     """One step of the data: the arguments of forward, the target (None where there is none), how many samples, and
-    which batch of the data it is, or is a sample of.
+    which batch of the data it is, or is a sample of. ``shared`` numbers the tensors of the inputs that every sample
+    takes whole, though they are as long as the batch.
     """
 
     args: tuple[Any, ...]
@@ -31,17 +33,22 @@ class Batch:
     target: Any
     size: int
     number: int = 0
+    shared: frozenset[int] = frozenset()
 
     def samples(self) -> Iterator[Batch]:
         """Yield the samples one by one: what has the batch's size in dim 0 is taken apart there."""
         for number in range(self.size):
+            yield self.sample(number)
 
-            def one(tensor: Tensor, number: int = number) -> Tensor:
-                whole = tensor.ndim and tensor.shape[0] == self.size
-                return tensor[number : number + 1] if whole else tensor
+    def sample(self, number: int) -> Batch:
+        """One of the samples."""
+        places = itertools.count()
 
-            args, kwargs, target = map_tensors((self.args, self.kwargs, self.target), one)
-            yield Batch(args, kwargs, target, 1, self.number)
+        def one(tensor: Tensor) -> Tensor:
+            return tensor if next(places) in self.shared else sample_of(tensor, number, self.size)
+
+        args, kwargs = map_tensors((self.args, self.kwargs), one)
+        return Batch(args, kwargs, sample_of(self.target, number, self.size), 1, self.number)
 
     def through(self, twin: Twin, each: Each | None = None) -> Any:
         """What a network makes of the batch, ``each`` being called for every product with a parameter.
@@ -118,6 +125,15 @@ def batches_of(model: nn.Module, data: Iterable[Any]) -> Iterator[Batch]:
         if any(bool((tensor.isnan() | (tensor == torch.inf)).any()) for tensor in batch.numbers()):
             raise _not_finite(batch)
         yield batch
+
+
+def sample_of(tree: Any, number: int, size: int) -> Any:
+    """One sample of a batch: of every tensor whose dim 0 has the batch's size, that part."""
+
+    def one(tensor: Tensor) -> Tensor:
+        return tensor[number : number + 1] if tensor.ndim and tensor.shape[0] == size else tensor
+
+    return map_tensors(tree, one)
 
 
 def told(value: Any) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "mean_everywhere",
     "one_number",
     "processes",
+    "weight_of",
 ]
 
 Loss = Callable[[Any, Any], Tensor]
@@ -88,6 +89,10 @@ class Calibration:
         with torch.inference_mode(False), torch.enable_grad():
             return self.value_of(batch.through(twin), twin.admitted(batch.target), batch)
 
+    def weight_of(self, batch: Batch) -> int:
+        """How much the loss of a batch, or of a sample of it, counts among others."""
+        return weight_of(self.loss, batch)
+
     def value_of(self, output: Any, target: Any, batch: Batch) -> Tensor:
         """The loss of what a network made of a batch, or of a sample of it, ready for differentiation; raises as
         `loss_of`.
@@ -95,7 +100,9 @@ class Calibration:
         value = checked_loss(self.loss, output, target, batch)
         if not math.isfinite(value.item()):
             raise InputError(
-                f"the loss on batch {batch.number} of data is {value.item()}: check the data and the model's weights"
+                f"the loss on batch {batch.number} of data is {value.item()}{' (one sample)' * (batch.size == 1)}: "
+                "check the data, the model's weights, and whether loss= has a value for a single sample and where no "
+                f"target counts (all {IGNORED}, say)"
             )
         if not value.requires_grad:
             raise InputError("the loss does not depend on the model's parameters: check loss=")
@@ -103,7 +110,7 @@ class Calibration:
 
 
 class Sums:
-    """Sums of tensors of the parameters' shapes, in float32 at least, and the number of samples.
+    """Sums of tensors of the parameters' shapes, in float32 at least, and what their weights add up to.
 
     With `real` they are real numbers where parameters are complex.
     """
@@ -115,18 +122,18 @@ class Sums:
             dtype = torch.promote_types(parameter.dtype, torch.float32)
             self.totals[name] = torch.zeros_like(parameter, dtype=dtype.to_real() if real else dtype)
 
-    def add(self, values: Mapping[str, Tensor | None], samples: int, count: bool = True) -> None:
-        """Add values that are means over `samples`, which are counted unless they were before; None adds nothing."""
-        self.count += samples if count else 0
+    def add(self, values: Mapping[str, Tensor | None], weight: int, count: bool = True) -> None:
+        """Add means over what weighs so much (samples, or targets), counted unless it was before; None adds nothing."""
+        self.count += weight if count else 0
         for name, value in values.items():
             if value is not None:
-                self.totals[name].add_(value.detach(), alpha=samples)
+                self.totals[name].add_(value.detach(), alpha=weight)
 
     def means(self) -> dict[str, Tensor]:
-        """The means over all samples of all processes."""
-        count = everywhere(self.count, next(iter(self.totals.values()), torch.zeros(1)).device)
+        """The means over all samples of all processes; raises InputError where nothing counts."""
+        count = _counted(self.count, next(iter(self.totals.values()), torch.zeros(1)).device)
         for total in self.totals.values():
-            summed(total).div_(max(count, 1))
+            summed(total).div_(count)
         return self.totals
 
 
@@ -158,15 +165,27 @@ def everywhere(count: int, device: torch.device) -> int:
 
 
 def mean_everywhere(sums: Mapping[str, NDArray[np.float64]], count: int) -> dict[str, NDArray[np.float64]]:
-    """Sums over this process's samples, `count` of them, as means over those of all processes."""
+    """Sums over this process's samples, of weight `count`, as means over those of all processes.
+
+    Raises InputError where nothing counts.
+    """
     device = torch.device("cpu")
     if processes() > 1 and dist.get_backend() == "nccl":
         device = torch.device("cuda", torch.cuda.current_device())
-    everything = max(everywhere(count, device), 1)
+    everything = _counted(count, device)
     return {
         name: summed(torch.from_numpy(total).to(device)).cpu().numpy() / everything
         for name, total in sums.items()
     }
+
+
+def _counted(count: int, device: torch.device) -> int:
+    if everything := everywhere(count, device):
+        return everything
+    raise InputError(
+        f"data gives nothing that counts: all targets are {IGNORED}, which the cross entropy passes over, or no "
+        "process has a sample"
+    )
 
 
 def checked_loss(loss: Loss, output: Any, target: Any, batch: Batch) -> Tensor:
@@ -205,13 +224,20 @@ def cross_entropy(output: Any, target: Any) -> Tensor:
 
 
 def cross_entropies(output: Any, target: Any, size: int) -> Tensor:
-    """For each of a batch's samples, which lie along dim 0, what `cross_entropy` gives for it alone: `[size]`.
+    """For each of a batch's samples, which lie along dim 0, the sum of its targets' cross entropies: `[size]`.
 
-    NaN for a sample of which nothing counts; raises InputError as that does.
+    Over the number of targets that count in it, what `cross_entropy` gives for it alone; 0 where nothing counts. Raises
+    InputError as that does.
     """
     logits, classes = _logits_and_classes(output, target)
-    each = F.cross_entropy(logits, classes, reduction="none").reshape(size, -1)
-    return each.sum(1) / (classes != IGNORED).reshape(size, -1).sum(1)
+    return F.cross_entropy(logits, classes, reduction="none").reshape(size, -1).sum(1)
+
+
+def weight_of(loss: object, batch: Batch) -> int:
+    """What a loss of a batch is a mean over: its samples, or for `cross_entropy` the targets that count."""
+    if loss is not cross_entropy or not isinstance(batch.target, Tensor):
+        return batch.size
+    return int((batch.target != IGNORED).sum())
 
 
 def _logits_and_classes(output: Any, target: Any) -> tuple[Tensor, Tensor]:

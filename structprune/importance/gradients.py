@@ -23,6 +23,7 @@ from structprune.importance.chance import require_seed
 from structprune.importance.groups import GroupTensors
 from structprune.importance.reductions import abs_sum, plain_sum
 from structprune.importance.registry import criterion
+from structprune.importance.samples import Samples
 from structprune.observe import Twin
 from structprune.tensors import widened
 
@@ -41,7 +42,8 @@ def mean_gradients(calibration: Calibration) -> dict[str, Tensor]:
     twin, parameters = _twin(calibration)
     sums = Sums(parameters)
     for batch in calibration:
-        sums.add(_gradients(calibration.loss_of(twin, batch), parameters), batch.size)
+        if weight := calibration.weight_of(batch):
+            sums.add(_gradients(calibration.loss_of(twin, batch), parameters), weight)
     return sums.means()
 
 
@@ -49,14 +51,17 @@ def fisher_diagonal(calibration: Calibration) -> dict[str, Tensor]:
     """The mean over samples of the squared gradient of each one's loss: one backward pass per sample.
 
     The square of a batch's mean gradient is no substitute: the gradients of samples cancel in it, so that it shrinks
-    with the batch and would depend on how the data were cut into batches.
+    with the batch and would depend on how the data were cut into batches. By the default loss a sample weighs as much
+    as it has targets that count. Raises InputError where samples meet, or do not lie along dim 0.
     """
     twin, parameters = _twin(calibration)
-    sums = Sums(parameters, real=True)
+    sums, samples = Sums(parameters, real=True), Samples(calibration, twin)
     for batch in calibration:
-        for sample in batch.samples():
-            found = _gradients(calibration.loss_of(twin, sample), parameters)
-            sums.add({name: None if g is None else widened(g).abs().square() for name, g in found.items()}, 1)
+        for sample in samples.of(batch).samples() if calibration.weight_of(batch) else ():
+            if weight := calibration.weight_of(sample):
+                found = _gradients(calibration.loss_of(twin, sample), parameters)
+                squares = {n: None if g is None else widened(g).abs().square() for n, g in found.items()}
+                sums.add(squares, weight)
     return sums.means()
 
 
@@ -73,6 +78,8 @@ def hessian_diagonal(calibration: Calibration, *, probes: int = 8, seed: int = 0
     twin, parameters = _twin(calibration)
     sums = Sums(parameters, real=True)
     for batch in calibration:
+        if not (weight := calibration.weight_of(batch)):
+            continue
         with _twice_differentiable():
             slopes = _slopes(calibration.loss_of(twin, batch), parameters)
             for probe in range(probes):
@@ -80,7 +87,7 @@ def hessian_diagonal(calibration: Calibration, *, probes: int = 8, seed: int = 0
                 bent = _curvature(slopes, parameters, signs)
                 sums.add(
                     {n: None if b is None else (signs[n] * b).real / probes for n, b in bent.items()},
-                    batch.size,
+                    weight,
                     probe == 0,
                 )
     return sums.means()
@@ -104,7 +111,8 @@ def fisher(group: GroupTensors) -> NDArray[np.float64]:
     LeCun, Denker, Solla: Optimal Brain Damage, NeurIPS 1989, with the Fisher information of the data's own labels for
     the Hessian, as in Theis, Korshunova, Tejani, Huszar (arXiv:1801.05787) and, over coupled channels, Liu et al.:
     Group Fisher Pruning, ICML 2021 (arXiv:2108.00708). E is the mean over
-    samples (`fisher_diagonal`); scaled with the square of the loss.
+    samples (`fisher_diagonal`), which are dim 0 of inputs, output and target: raises InputError where they are not, and
+    where samples meet in the network or the loss (`snip` takes both). Scaled with the square of the loss.
     """
     return group.total(plain_sum, of=_saliency)
 

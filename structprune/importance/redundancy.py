@@ -44,12 +44,13 @@ def lamp(group: GroupTensors) -> NDArray[np.float64]:
     Lee, Park, Mo, Ahn, Shin: Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021 (arXiv:2010.07611),
     there for the weights of a layer; here for the channels of a group and all parameters that they take along. The
     largest channel has 1, in every group: so the scores of different groups compare, and none is emptied. It does not
-    change with the scale of the weights.
+    change with the scale of the weights. NaN where a weight is NaN or infinite, which `score` refuses.
     """
     squares = group.total(square_sum).ravel()
     values, place, counts = np.unique(squares, return_inverse=True, return_counts=True)
     larger = np.cumsum((values * counts)[::-1])[::-1]
-    shares = np.divide(values, larger, out=np.zeros_like(values), where=larger > 0)
+    with np.errstate(invalid="ignore"):  # NaN stays NaN, and is reported with its tensor's name
+        shares = np.divide(values, larger, out=np.zeros_like(values), where=larger != 0)
     found: NDArray[np.float64] = shares[place.ravel()].reshape(group.shape)
     return found
 

@@ -42,13 +42,16 @@ def score(
     on to it (`score(model, graph, "random", seed=1)`). l1, l2, linf, bn_scale, fpgm, lamp and random read the weights
     alone. wanda and obs also take `data`, an iterable of inputs or of pairs (inputs, target), or one tensor, which is
     split into batches; taylor, snip, fisher and hessian take pairs, and `loss(output, target)`, a mean over the batch
-    (default: cross entropy of logits and integer classes). The data are gone through once, in eval mode; where several
+    (default: cross entropy of logits and integer classes, with a mean over all targets that count: not those of -100).
+    taylor and fisher take samples one by one, along dim 0 of the inputs, the output and the target: wrap a model in
+    which time comes first (nn.GRU by default). The data are gone through once, in eval mode; where several
     processes run, each brings its own, and all get the scores of all of it. The others pass data over. The model is
     only read. `weights` names safetensors files (a folder, a file or an index) to take the values from instead, one
     tensor at a time: the model may then lie on the meta device and the files be larger than memory.
 
     Raises InputError for an unknown name or option, data or labels that are missing or do not fit, weights of another
-    model, scores of the wrong shape, and scores that are not finite; StorageError for files that are missing or
+    model, samples that meet in the network or the loss where a criterion takes them one by one, scores of the wrong
+    shape, that are not finite, or of a loss and all zero; StorageError for files that are missing or
     damaged.
     """
     function = _criterion(criterion)
@@ -71,7 +74,14 @@ def score(
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # a loader that shuffles draws
             groups[0].shared.collected(needs.collect(calibration, **theirs))
     with torch.no_grad():
-        return {group.name: _checked(group, _call(function, group, ours)) for group in groups}
+        scores = {group.name: _checked(group, _call(function, group, ours)) for group in groups}
+    if needs is not None and needs.labels and scores and not any(values.any() for values in scores.values()):
+        raise InputError(
+            f"criterion {_name(function)!r} gives 0 for every channel: no change of a weight changes the loss on these "
+            "data, so nothing is ranked. Check loss=, the targets and the weights (the loss may be 0, or constant, for "
+            "each sample alone)"
+        )
+    return scores
 
 
 def _stored(

@@ -3,7 +3,8 @@
 A gate of 1 on a channel where it is read has the slope sum(input x gradient of the input) there, which is the sum of
 weight x gradient over the weights that read it. So one backward pass per batch, as far as the outputs of the products
 that read channels, gives the slopes of all its samples; no gradient of a weight is made. Where samples cannot be told
-apart, or a weight is read otherwise than by a product, they go through the network one by one.
+apart, or a weight is read otherwise than by a product, they go through the network one by one; where they meet, that
+would say something else, and is refused.
 """
 
 from __future__ import annotations
@@ -19,13 +20,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structprune.errors import InputError
-from structprune.importance.apart import Run, apart, backward, recorded, sample_of, stacked
-from structprune.importance.batches import Batch
-from structprune.importance.calibration import Calibration, cross_entropies, cross_entropy, mean_everywhere
+from structprune.importance.apart import Run, apart, backward, recorded, stacked
+from structprune.importance.batches import Batch, sample_of
+from structprune.importance.calibration import (
+    Calibration,
+    checked_loss,
+    cross_entropies,
+    cross_entropy,
+    mean_everywhere,
+)
 from structprune.importance.groups import GroupTensors, MemberTensor
 from structprune.importance.reconstruction import channel_labels
 from structprune.importance.reductions import plain_sum
 from structprune.importance.registry import criterion
+from structprune.importance.samples import Samples, require_mean
 from structprune.observe import Place, Twin, Use
 from structprune.outputs import output_tensors
 from structprune.tensors import widened
@@ -38,16 +46,21 @@ Slopes = dict[str, NDArray[np.float64]]
 def slopes_of_samples(calibration: Calibration) -> Slopes:
     """For each group, by its name, the mean over samples of |sum of weight x gradient over a channel's consumers|."""
     twin = Twin(calibration.model, gradients=True)
-    together = _Together(calibration, twin)
+    together, samples = _Together(calibration, twin), Samples(calibration, twin)
     sums = {group.name: np.zeros(group.shape) for group in calibration.groups}
     count = 0
-    for batch in calibration:
+    for given in calibration:
+        if not (weight := calibration.weight_of(given)):
+            continue
+        batch = samples.as_known(given)
         found = together.sizes(batch)
         if found is None:
-            found = _one_by_one(calibration, twin, batch)
+            parted = samples.of(batch)
+            found = None if parted.shared == batch.shared else together.sizes(parted)
+            found = _one_by_one(calibration, twin, parted) if found is None else found
         for name, sizes in found.items():
             sums[name] += sizes
-        count += batch.size
+        count += weight
     return mean_everywhere(sums, count)
 
 
@@ -60,7 +73,9 @@ def taylor(group: GroupTensors) -> NDArray[np.float64]:
     Pruning, CVPR 2019 (arXiv:1906.10771): the first-order change of a sample's loss where the channel is removed, which
     is the sum of weight x gradient over all of its consumers. Samples must not cancel: at the end of training the
     gradient of their mean is next to nothing. Where no weight reads a channel (queries and keys), the sum is over the
-    weights that make it. Scaled with the loss.
+    weights that make it. Scaled with the loss. By the default loss a sample weighs as much as its targets that count.
+    Dim 0 of the inputs, the output and the target are the samples: raises InputError where they are not (time comes
+    first, as in nn.GRU by default), and where samples meet in the network or the loss; `snip` takes both.
     """
     found: NDArray[np.float64] = group.statistics[group.name]
     return found
@@ -71,7 +86,9 @@ def _one_by_one(calibration: Calibration, twin: Twin, batch: Batch) -> Slopes:
     names = calibration.readers
     sums = {group.name: np.zeros(group.shape) for group in calibration.groups}
     for sample in batch.samples():
-        loss = calibration.loss_of(twin, sample)
+        if not (weight := calibration.weight_of(sample)):
+            continue
+        loss = calibration.loss_of(twin, sample) * weight
         found = torch.autograd.grad(loss, [twin.parameters[name] for name in names], allow_unused=True)
         wide = {
             name: widened(gradient)
@@ -127,7 +144,7 @@ class _Together:
         }
 
     def _losses(self, batch: Batch, result: Any) -> Tensor:
-        """The loss of each sample by itself, ``[samples]``."""
+        """The loss of each sample that counts by itself, times its weight."""
         target = self.twin.admitted(batch.target)
         rows = all(t.ndim and len(t) == batch.size for t in output_tensors((result, target)))
         if self.calibration.loss is cross_entropy and rows:
@@ -137,14 +154,23 @@ class _Together:
                 raise InputError(f"batch {batch.number} of data: {error}") from error
             if losses.requires_grad and bool(losses.isfinite().all()):
                 return losses
-        samples = (sample_of((result, target), number, batch.size) for number in range(batch.size))
-        return torch.stack([self.calibration.value_of(output, wanted, batch) for output, wanted in samples])
+        weights = [self.calibration.weight_of(sample) for sample in batch.samples()]
+        found = []
+        for number, sample in enumerate(batch.samples()):
+            if weights[number]:
+                output, wanted = sample_of((result, target), number, batch.size)
+                found.append(self.calibration.value_of(output, wanted, sample))
+        losses = torch.stack(found)
+        counted = torch.tensor([weight for weight in weights if weight], device=losses.device)
+        whole = checked_loss(self.calibration.loss, result, target, batch)
+        require_mean(whole.detach(), losses.detach(), counted, batch, weighed=True)
+        return losses * counted
 
     def _outers(self, batch: Batch, run: Run) -> list[int] | None:
         """How each product lays out samples, looked at once for all batches that are read alike."""
         if not run.plain or any(way is None for way in run.ways) or not self._understood(run):
             return None
-        key = (batch.size, run.reads())
+        key = (batch.size, batch.shared, run.reads())
         if key not in self.layouts:
             self.layouts[key] = apart(self.twin, batch, run, self.read)
         return self.layouts[key]

@@ -12,7 +12,7 @@ from torch import Tensor
 from structprune.errors import InputError
 from structprune.importance import Batch, Loss
 from structprune.importance.batches import told
-from structprune.importance.calibration import checked_loss, cross_entropy
+from structprune.importance.calibration import checked_loss, cross_entropy, weight_of
 from structprune.observe import Twin
 from structprune.outputs import Outputs, chosen_outputs, output_tensors
 from structprune.tensors import widened
@@ -51,17 +51,20 @@ class Meter:
         value = sum(found for found, _ in sums) / whole if whole else math.nan
         if not math.isfinite(value):
             raise InputError(
-                f"the loss {self._kind!r} of a cut network, or of the original, is {value}: check the data, and the "
-                "dtype that the network computes in"
+                f"the loss {self._kind!r} of a cut network, or of the original, is {value}: check the data, the dtype "
+                "that the network computes in, and that some target counts (is not -100)"
             )
         return value
 
     def _of_batch(self, twin: Twin, number: int) -> _Sum:
         batch = self._batches[number]
+        weight = weight_of(self._task, batch)
+        if not weight:
+            return 0.0, 0.0
         output = batch.through(twin)
         if self._task is not None:
             value = checked_loss(self._task, output, twin.admitted(batch.target), batch)
-            return value.item() * batch.size, float(batch.size)
+            return value.item() * weight, float(weight)
         pairs = list(zip(self._numbers(output), self._wanted[number], strict=True))
         if self._kind == "kl":
             return _divergence(pairs)
