@@ -146,6 +146,14 @@ class TestEarlyStopping:
 
 
 class TestJsonLines:
+    def test_a_line_that_was_cut_short_stays_apart(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"epoch": 1.0}\n{"epo')
+        finetune(net(), data(), epochs=2, lr=0.1, hooks=JsonLines(path))
+        lines = path.read_text().splitlines()
+        assert lines[:2] == ['{"epoch": 1.0}', '{"epo']
+        assert [json.loads(line)["epoch"] for line in lines[2:]] == [1.0, 2.0]
+
     def test_every_epoch_is_there_before_the_next_begins(self, tmp_path: Path) -> None:
         path, seen = tmp_path / "log.jsonl", []
 

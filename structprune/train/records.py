@@ -24,7 +24,7 @@ class JsonLines(Hook):
     What is not finite becomes null. The first of several processes writes. A run that is continued from its state takes
     back the lines that were written after that state, so every epoch is there once. Hooks before this one may add to
     the metrics. Lines of a gradual run name the `gradual_step`, from 1. A missing folder is made. Raises `InputError`,
-    before the first epoch, where the file cannot be written.
+    before the first epoch, where the file cannot be written. After a line that was cut short a new one is begun.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -55,11 +55,14 @@ class JsonLines(Hook):
     def _append(self, text: str) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                if self._bytes is not None and file.tell() > self._bytes:
-                    file.truncate(self._bytes)
+            with self.path.open("a+b") as file:
+                end = file.tell()
+                if self._bytes is not None and end > self._bytes:
+                    end = file.truncate(self._bytes)
                 self._bytes = None
-                file.write(text)
+                file.seek(max(0, end - 1))
+                broken = file.read(1) not in (b"", b"\n")  # what wrote it was killed in the middle of a line
+                file.write((f"\n{text}" if broken and text else text).encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

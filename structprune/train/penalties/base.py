@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -69,7 +70,9 @@ class Penalty(Hook, ABC, Generic[Part]):
             raise InputError(f"{strength=}: a penalty's strength is a finite number of 0 or more")
         if not isinstance(growth, int | float) or not 0 <= growth <= 1:
             raise InputError(f"{growth=}: expected the share of the steps, in [0, 1]")
-        self._bounds = Constraints(keep=_listed(keep), only=_listed(only))
+        if not isinstance(proximal, bool):
+            raise InputError(f"{proximal=}: expected True, for proximal steps, or False, for gradients")
+        self._bounds = Constraints(keep=_listed("keep", keep), only=_listed("only", only))
         self._example_inputs = example_inputs
         self.strength, self.proximal, self.growth = float(strength), proximal, float(growth)
         self.groups: tuple[ChannelGroup, ...] = self._chosen(graph)
@@ -118,10 +121,22 @@ class Penalty(Hook, ABC, Generic[Part]):
         """The proximal step, after the optimiser's: `step` is its size, or the optimiser itself.
 
         Where an optimiser has several learning rates, each weight goes by its own, and weights that shrink together by
-        the largest among them. `share` is that of the strength.
+        the largest among them. `share` is that of the strength. Raises InputError for a size that is negative or not
+        finite, and for an optimiser that holds none of the penalised weights: a cut makes new parameters.
         """
+        parts = self._of(model)[1]
         sizes = step_sizes(step) if isinstance(step, Optimizer) else {}
-        for part in self._of(model)[1]:
+        if isinstance(step, Optimizer):
+            if not any(id(parameter) in sizes for part in parts for parameter in part.parameters):
+                raise InputError(
+                    f"the optimizer holds none of the weights that {type(self).__name__} is for: a cut makes new "
+                    "parameters, so it has to be made, or cut along (cut_optimizer), after it"
+                )
+        elif isinstance(step, bool) or not isinstance(step, Real) or not 0 <= float(step) < math.inf:
+            raise InputError(f"{step=}: a step's size is a finite number of 0 or more, or the optimizer")
+        if not 0 <= share < math.inf:
+            raise InputError(f"{share=}: expected a finite number of 0 or more")
+        for part in parts:
             if isinstance(step, Optimizer):
                 size = max((sizes.get(id(parameter), 0.0) for parameter in part.parameters), default=0.0)
             else:
@@ -204,5 +219,10 @@ def _same(before: Placed, now: Placed) -> bool:
     )
 
 
-def _listed(patterns: str | Iterable[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def _listed(name: str, patterns: str | Iterable[str]) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        return (patterns,)
+    listed = tuple(patterns) if isinstance(patterns, Iterable) else ()
+    if not isinstance(patterns, Iterable) or not all(isinstance(each, str) for each in listed):
+        raise InputError(f"{name}={patterns!r}: expected names of groups, layers or tensors, globs, or kinds")
+    return listed

@@ -25,7 +25,7 @@ def block_soft_threshold_(channels: Channels, amount: float) -> None:
     `max(0, 1 - amount * sqrt(number of weights) / norm)`.
 
     Exact where the channels have no weight in common; two of one group do only in a matrix that the group cuts on both
-    sides (a residual stream's), where both factors apply.
+    sides (a residual stream's), off its diagonal, where both factors apply.
     """
     norms = channels.norms()
     limits = amount * channels.sizes.sqrt()
@@ -41,10 +41,10 @@ class GroupLasso(Penalty[Channels]):
     every layer that makes it, its biases and scales, and the columns of every layer that reads it. So channels come to
     be zero throughout, and can be cut without any change (`zero_plan`).
 
-    A weight from one cut channel to another belongs to both. The proximal step then takes the groups one by one, each
-    exactly: the first sweep of the block coordinate descent by which Jenatton, Mairal, Obozinski, Bach: Proximal
-    Methods for Hierarchical Sparse Coding, JMLR 12 (2011) compute such operators. Exact zeros stay, and the minimum is
-    approached as the learning rate falls.
+    A weight from a channel to itself counts once; one to another cut channel belongs to both. The proximal step then
+    takes the groups one by one, each exactly: the first sweep of the block coordinate descent by which Jenatton,
+    Mairal, Obozinski, Bach: Proximal Methods for Hierarchical Sparse Coding, JMLR 12 (2011) compute such operators.
+    Exact zeros stay, and the minimum is approached as the learning rate falls.
 
     Raises what `Penalty` does.
     """
