@@ -192,10 +192,12 @@ def prune(
     steps = steps_of("all" if refit is None else refit)
     if refit is not None and steps and calibration is None:
         raise InputError(f"{refit=} needs calibration=, the inputs on which the pruned network is refitted")
+    if data is calibration:
+        data = None  # scores are then worked out on calibration
     if calibration is not None:
         calibration = readable_again(calibration)
     if sensitivity is True and data is not None:  # scores are worked out on it as well
-        data = readable_again(data)
+        data = readable_again(data, "data")
     keep, only = module_names(model, keep), module_names(model, only)
     if rewrite:
         model = _rewrite(model, example_inputs)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -667,3 +669,42 @@ def test_steps_ridge_and_plan_are_checked() -> None:
     calls: list[tuple[int, int]] = []
     sp.refit(model, result.model, result.plan, data, progress=lambda *done: calls.append(done))
     assert calls[-1] == (3, 3)
+
+
+def chain() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    return net, torch.randn(64, 6)
+
+
+def test_the_report_counts_only_what_was_done() -> None:
+    net, x = chain()
+    result = sp.prune(net, x[:1], sp.Budget(channels=0.5))
+    told = str(sp.refit(net, copy.deepcopy(result.model), result.plan, x, memory_bytes=0))
+    assert "layers folded, 0 of 2 layers refitted" in told
+    assert "not refitted: 2.weight (its sums take" in told
+    report = sp.refit(net, result.model, result.plan, x)
+    better = {layer.name for layer in report.layers if layer.step == "lstsq" and layer.tried < layer.before}
+    assert better
+    assert f"{len(better)} of 2 layers refitted" in str(report)
+    undone = replace(report, steps=tuple(replace(step, taken=step.step == "cut") for step in report.steps))
+    assert "0 of 2 layers folded, 0 of 2 layers refitted" in str(undone)
+    only_norms = sp.refit(net, result.model, result.plan, x, "bn")
+    assert "layers" not in str(only_norms)
+
+
+def test_one_iterator_as_data_and_calibration_is_read_once_and_kept() -> None:
+    net, x = chain()
+    batches = list(x.split(16))
+    wanted = sp.prune(net, x[:1], sp.Budget(channels=0.5), "wanda", data=batches, calibration=batches)
+    once = iter(batches)
+    found = sp.prune(net, x[:1], sp.Budget(channels=0.5), "wanda", data=once, calibration=once)
+    assert found.plan == wanted.plan
+    assert str(found.report.refit) == str(wanted.report.refit)
+    once = iter(batches)
+    sp.prune(net, x[:1], sp.Budget(channels=0.5), "wanda", data=once, calibration=once, sensitivity=True)
+    with (
+        pytest.raises(sp.InputError, match="data is an iterator"),
+        mock.patch.object(reading, "_CACHED_BYTES", 1),
+    ):
+        sp.prune(net, x[:1], sp.Budget(channels=0.5), data=iter(batches), calibration=x, sensitivity=True)

@@ -201,6 +201,8 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path, monkeypatch: pytest.
          "ascend"),
         ({"joint": [{"counts": {"0": 9}, "loss": 1.0}]}, "cannot keep 9"),
         ({"joint": [{"counts": {"none": 1}, "loss": 1.0}]}, "none"),
+        ({"joint": [{"counts": {"0": 1}, "loss": -1.0}]}, "cannot be negative"),
+        ({"whole": -0.5}, "cannot be negative"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -490,6 +492,24 @@ def test_prune_measures_where_it_is_asked_to() -> None:
 def test_what_does_not_fit_is_said(options: dict[str, Any], message: str) -> None:
     with pytest.raises(sp.InputError, match=message):
         measured(diagonal(), BASIS, **options)
+
+
+def test_a_loss_of_one_s_own_goes_by_its_name_and_may_be_negative() -> None:
+    def cross_entropy(output: Tensor, target: Any) -> Tensor:
+        return output.square().mean() - 9
+
+    found = measured(diagonal(), BASIS, loss=cross_entropy)
+    assert found.loss == "cross_entropy()"
+    assert found.whole < 0
+    assert loaded(found) == found
+
+    class Loss(nn.Module):
+        def forward(self, output: Tensor, target: Any) -> Tensor:
+            return output.sum() / 0
+
+    for loss, name in ((Loss(), "'Loss'"), (lambda output, target: output.sum() / 0, "'<lambda>'")):
+        with pytest.raises(sp.InputError, match=f"the loss {name} of a cut network"):
+            measured(diagonal(), BASIS, loss=loss)
 
 
 @pytest.mark.parametrize("counts", [{"0": 2.5}, {"0": "2"}, {"0": 9}, {"0": 0}, [1], {1: 1}])

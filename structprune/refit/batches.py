@@ -71,14 +71,15 @@ class Batches:
         yield from batches_of(self._model, self._source)
 
 
-def readable_again(calibration: Iterable[Any]) -> Iterable[Any]:
+def readable_again(calibration: Iterable[Any], name: str = "calibration") -> Iterable[Any]:
     """The batches as something that can be read several times: itself, the parts of a lone tensor, or what a one-pass
     iterator gives, as a list.
 
-    Raises InputError for what is no iterable of batches, and for an iterator that holds more than 1 GiB.
+    Raises InputError for what is no iterable of batches, and for an iterator that holds more than 1 GiB; ``name`` is
+    what the caller knows it by.
     """
-    batches = iterable_of_batches(calibration, "calibration")
-    return _cached(batches) if iter(batches) is batches else batches
+    batches = iterable_of_batches(calibration, name)
+    return _cached(batches, name) if iter(batches) is batches else batches
 
 
 _OTHER = (
@@ -87,13 +88,13 @@ _OTHER = (
 )
 
 
-def _cached(iterator: Iterable[Any]) -> list[Any]:
+def _cached(iterator: Iterable[Any], name: str) -> list[Any]:
     kept, size = [], 0
     for batch in iterator:
         size += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch))
         if size > _CACHED_BYTES:
             raise InputError(
-                f"calibration is an iterator that can be read only once, with more than {_CACHED_BYTES >> 30} GiB: "
+                f"{name} is an iterator that can be read only once, with more than {_CACHED_BYTES >> 30} GiB: "
                 "give one that can be read again (a list, a DataLoader, a class with __iter__), or fewer batches"
             )
         kept.append(batch)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["LayerRefit", "RefitReport", "StepReport"]
 
+_WEIGHTS = ("consumers", "lstsq")  # the steps that set weights; "fold" only sets constants
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -74,12 +76,22 @@ class RefitReport:
 
     def __str__(self) -> str:
         steps = ", ".join(map(str, self.steps))
-        taken = len({layer.name for layer in self.layers if layer.taken})
-        known = len({layer.name for layer in self.layers})
-        lines = [f"refit on {self.batches}: output error after {steps}"]
-        lines.append(f"{taken} of {known} layers refitted, {len(self.norms)} batch norms estimated anew")
+        done = [*self._counted("folded", "fold"), *self._counted("refitted", *_WEIGHTS)]
+        lines = [
+            f"refit on {self.batches}: output error after {steps}",
+            ", ".join([*done, f"{len(self.norms)} batch norms estimated anew"]),
+        ]
         if self.left:
             shown = "; ".join(f"{name} ({why})" for name, why in self.left[:3])
             more = f" and {len(self.left) - 3} more" if len(self.left) > 3 else ""
-            lines.append(f"left as cut: {shown}{more}")
+            lines.append(f"not refitted: {shown}{more}")
         return "\n".join(lines)
+
+    def _counted(self, what: str, *steps: str) -> list[str]:
+        """How many layers these steps have changed, of those that they were for; nothing where they were not run."""
+        ran = [step for step in self.steps if step.step in steps]
+        tried = [layer for layer in self.layers if layer.step in steps]
+        kept = {step.step for step in ran if step.taken}
+        taken = {layer.name for layer in tried if layer.taken and layer.step in kept}
+        known = {layer.name for layer in tried} | {name for name, _ in self.left}
+        return [f"{len(taken)} of {len(known)} layers {what}"] if ran else []

@@ -17,7 +17,7 @@ from structprune.observe import Twin
 from structprune.outputs import Outputs, chosen_outputs, output_tensors
 from structprune.tensors import widened
 
-__all__ = ["LOSSES", "Meter"]
+__all__ = ["LOSSES", "Meter", "loss_name"]
 
 LOSSES = ("outputs", "kl", "cross_entropy")
 """The losses that have a name: the relative squared error of the outputs, and the Kullback-Leibler divergence of the
@@ -25,6 +25,18 @@ softmax over their last dimension, both against the original network's; and the 
 
 _Sum = tuple[float, float]
 """Something to be summed over batches, and what the sum is divided by."""
+
+
+def loss_name(loss: str | Loss) -> str:
+    """What a loss is called: its own name, or that of the function or its class, which is never one of `LOSSES`.
+
+    >>> loss_name("kl"), loss_name(F.mse_loss), loss_name(F.cross_entropy)
+    ('kl', 'mse_loss', 'cross_entropy()')
+    """
+    if isinstance(loss, str):
+        return loss
+    name = getattr(loss, "__name__", type(loss).__name__)
+    return f"{name}()" if name in LOSSES else name
 
 
 class Meter:
@@ -51,8 +63,8 @@ class Meter:
         value = sum(found for found, _ in sums) / whole if whole else math.nan
         if not math.isfinite(value):
             raise InputError(
-                f"the loss {self._kind!r} of a cut network, or of the original, is {value}: check the data, the dtype "
-                "that the network computes in, and that some target counts (is not -100)"
+                f"the loss {loss_name(self._kind)!r} of a cut network, or of the original, is {value}: check the data, "
+                "the dtype that the network computes in, and that some target counts (is not -100)"
             )
         return value
 
@@ -92,4 +104,4 @@ def _divergence(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Sum:
         )
     found, wanted = (one.double().log_softmax(-1) for one in pairs[0])
     value = F.kl_div(found, wanted, reduction="sum", log_target=True).item()
-    return value, found.numel() / found.shape[-1]
+    return max(value, 0.0), found.numel() / found.shape[-1]

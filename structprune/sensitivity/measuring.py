@@ -23,7 +23,7 @@ from structprune.select import best, scores_of
 from structprune.selection.units import Constraints, Unit, build_units, candidate_groups
 from structprune.selectors import module_names
 from structprune.sensitivity.curves import Curve, Joint, mark_of
-from structprune.sensitivity.losses import Meter
+from structprune.sensitivity.losses import Meter, loss_name
 from structprune.sensitivity.norms import estimate_norms
 from structprune.sensitivity.result import Sensitivity
 from structprune.sensitivity.weights import digests
@@ -123,7 +123,7 @@ def sensitivity(
         operations=graph.operations,
         weights=digests(model),
         criterion=criterion_name(criterion),
-        loss=loss if isinstance(loss, str) else getattr(loss, "__name__", "custom"),
+        loss=loss_name(loss),
         norms=norms,
         samples=sum(batch.size for batch in batches),
         whole=whole,

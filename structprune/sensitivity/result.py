@@ -21,6 +21,7 @@ from structprune.selection.contract import GraphLike
 from structprune.sensitivity import records
 from structprune.sensitivity.combining import Combination, fitted
 from structprune.sensitivity.curves import Curve, Joint, mark_of
+from structprune.sensitivity.losses import LOSSES
 from structprune.sensitivity.weights import digests
 from structprune.tensors import fingerprint
 
@@ -147,6 +148,7 @@ class Sensitivity:
             joint = tuple(Joint(**vars(one)) for one in given.pop("joint"))
             found = Sensitivity(**given, curves=curves, joint=joint)
             found._rises([one.counts for one in joint])
+            found._require_losses()
         except InputError as error:
             raise StorageError(f"not a sensitivity: {error}") from None
         return found
@@ -170,6 +172,12 @@ class Sensitivity:
                     raise InputError(f"group {name!r} has {curve.size} channels and cannot keep {count}")
                 found[row, knobs[name]] = curve.rises[count - 1]
         return found
+
+    def _require_losses(self) -> None:
+        curves = [loss for curve in self.curves for loss in curve.losses]
+        least = min([self.whole, *curves, *(one.loss for one in self.joint)])
+        if self.loss in LOSSES and least < 0:
+            raise InputError(f"a loss of {self.loss!r} is {least:g}, and it cannot be negative")
 
     def _curve(self, name: str) -> Curve:
         if name not in self._by_group:

@@ -102,7 +102,8 @@ class BudgetCuts(Cuts):
             self.options[name] = module_names(model, options.get(name, ()))  # the next step has other modules
         for name, batches in (("data", data), ("calibration", calibration)):
             if batches is not None:
-                self.options[name] = readable_again(batches)
+                again = name == "calibration" and batches is data
+                self.options[name] = self.options["data"] if again else readable_again(batches, name)
         require_reachable(model, self.inputs, budget, self.options)
         self.schedule = schedule
         self._shares = dict(getattr(model, REMAINING, {}))
