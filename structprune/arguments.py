@@ -28,7 +28,7 @@ _MOST_SHOWN = 60  # characters of a value
 
 
 def typed(function: Function) -> Function:
-    """The function, which raises InputError for arguments of types that its annotations exclude.
+    """The function, or the `__init__`, which raises InputError for arguments of types that its annotations exclude.
 
     numpy's numbers and truth values pass as Python's own, and are handed on as such.
 
@@ -60,7 +60,8 @@ def typed(function: Function) -> Function:
             if isinstance(value, np.generic):
                 bound.arguments[name] = value = value.item()
             if not _fits(value, hints[name]):
-                given = f"{function.__name__}({name}={_shown(value)})"
+                called = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+                given = f"{called}({name}={_shown(value)})"
                 raise InputError(f"{given}: expected {_written(hints[name])}, got {_kind(value)}")
         return function(*bound.args, **bound.kwargs)
 

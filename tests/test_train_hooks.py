@@ -75,6 +75,8 @@ class TestEarlyStopping:
             ((1.0, 1.05, 1.2, 1.25, 1.25, 9), {"patience": 2, "min_delta": 0.1}, 5, 3),
             ((2, 2, 2, 9, 9, 9), {"patience": 2}, 3, 1),
             ((1, float("nan"), float("nan"), 9, 9, 9), {"patience": 2}, 3, 1),
+            ((float("nan"), 1, 2, 3, 2, 2), {"patience": 2}, 6, 4),
+            ((float("nan"), 3, 2, float("nan"), 9, 9), {"patience": 2, "lower": True}, 5, 3),
             ((6, 5, 4, 3, 2, 1), {"patience": 9}, 6, 1),
         ],
     )
@@ -85,6 +87,19 @@ class TestEarlyStopping:
         model, log = trained(told, stopping)
         assert (len(log), stopping.best_epoch, stopping.best) == (epochs, best, scores[best - 1])
         assert same(model, told.weights[best])
+
+    def test_where_all_is_nan_it_ends_with_the_last_weights(self) -> None:
+        told, stopping = Scores(*[float("nan")] * 6), EarlyStopping(2, metric="score")
+        model, log = trained(told, stopping)
+        assert (len(log), stopping.best_epoch, stopping.best) == (2, 0, None)
+        assert same(model, told.weights[2])
+
+    def test_a_metric_that_nothing_gives_is_refused_before_the_first_step(self) -> None:
+        model, before = net(), copy.deepcopy(net().state_dict())
+        for hooks in ([EarlyStopping(1, metric="score")], [EarlyStopping(1, metric="score"), Scores(1.0)]):
+            with pytest.raises(InputError, match="'score': the epoch has epoch, loss, lr, accuracy;"):
+                finetune(model, data(), epochs=2, lr=0.1, validation=data(), hooks=hooks)
+        assert same(model, before)
 
     def test_the_last_weights_stay_where_that_is_wanted(self) -> None:
         told = Scores(3, 2, 1)
@@ -135,13 +150,17 @@ class TestEarlyStopping:
         assert (len(log), stopping.best_epoch) == (4, 4)
 
     def test_bad_options_are_named(self) -> None:
-        for wrong in (0, "2", float("nan")):
-            with pytest.raises(InputError, match=f"patience={wrong!r}"):
-                EarlyStopping(wrong)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="metric=None: must be the name"):
+        for patience in ("2", 1.5, float("nan")):
+            with pytest.raises(InputError, match=rf"EarlyStopping\(patience={patience!r}\): expected int"):
+                EarlyStopping(patience)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="patience=0: must be at least 1"):
+            EarlyStopping(0)
+        with pytest.raises(InputError, match="metric=None"):
             EarlyStopping(1, metric=None)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="lower='x'"):
+            EarlyStopping(1, lower="x")  # type: ignore[arg-type]
         for small in (-1, "0.1", None, float("nan")):
-            with pytest.raises(InputError, match=f"min_delta={small!r}: must be 0 or more"):
+            with pytest.raises(InputError, match=f"min_delta={small!r}"):
                 EarlyStopping(1, min_delta=small)  # type: ignore[arg-type]
 
 

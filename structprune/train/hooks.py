@@ -37,6 +37,7 @@ class Run:
     mean over the batch. `epoch` is the number of the one under way, from 1; `step` counts the optimiser steps that are
     done, of `steps` in all. `history` holds the metrics of each epoch that is done. Where pruning goes in steps,
     `gradual_step` is the number of the one whose training it is, from 1, and `plans` are those of the steps so far.
+    `measures` are the metrics that every epoch of `finetune` has before its hooks add theirs; empty in other loops.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Run:
     gradual_step: int | None = None
     plans: Sequence[PruningPlan] = ()
     original: nn.Module | None = None
+    measures: Sequence[str] = ()
     _last: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     @property

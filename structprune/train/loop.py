@@ -158,7 +158,8 @@ class _Loop:
         progress: Callable[[int, int], None] | None,
     ) -> list[Metrics]:
         """The metrics of every epoch, after the last of them."""
-        run = self.run
+        run, measure = self.run, "accuracy" if metric is None else "metric"
+        run.measures = ("epoch", "loss", "lr", *([] if validation is None else [measure]))
         if validation is not None:
             self.try_out(validation, metric)
         for hook in run.hooks:
@@ -168,8 +169,8 @@ class _Loop:
             run.epoch += 1
             metrics = self.epoch(progress)
             if validation is not None:
-                worth = measured((metric or evaluate)(run.model, validation), "what metric= returns")
-                metrics["accuracy" if metric is None else "metric"] = worth
+                worth = (metric or evaluate)(run.model, validation)
+                metrics[measure] = measured(worth, "what metric= returns")
                 self.prepared.settle()
             run.history.append(metrics)
             for hook in run.hooks:
