@@ -87,7 +87,7 @@ class TestFinetune:
     def test_flags_are_given_back_after_an_error(self) -> None:
         model, data = net().eval(), sides()
         data.tensors[0][0] = float("nan")
-        with pytest.raises(InputError, match="the loss is nan in epoch 1"):
+        with pytest.raises(InputError, match=r"the loss is nan in batch 1 of epoch 1; lower lr=0\.1"):
             finetune(model, data, epochs=1, lr=0.1)
         assert not model.training
 
@@ -135,6 +135,85 @@ class TestFinetune:
     def test_what_is_no_pair_is_refused(self, row: Any) -> None:
         with pytest.raises(InputError, match=r"batch 1 of epoch 1 is a .*expected \(input, target\) pairs"):
             finetune(net(), [row] * 4, epochs=1, lr=0.1)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(("samples", "batch_size"), [(33, 16), (8, 1)])
+    def test_a_single_sample_that_is_left_over_is_found_before_the_first_step(
+        self, samples: int, batch_size: int
+    ) -> None:
+        data = torch.utils.data.Subset(sides(), range(samples))
+        model = net().eval()
+        before, seen = copy.deepcopy(model.state_dict()), list[int]()
+        with pytest.raises(InputError, match=r"more than 1 value per channel.*choose a batch_size"):
+            finetune(
+                model, data, epochs=1, lr=0.1, batch_size=batch_size, progress=lambda *at: seen.append(at[0])
+            )
+        assert seen == []
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert not any(module.training for module in model.modules())
+
+    def test_a_single_sample_that_the_model_takes_changes_nothing(self) -> None:
+        """Without batch norm 33 samples in batches of 16 are trained as by hand."""
+        data = torch.utils.data.Subset(sides(), range(33))
+        models = [nn.Linear(2, 2), nn.Linear(2, 2)]
+        models[1].load_state_dict(models[0].state_dict())
+        order: list[torch.Tensor] = []
+
+        class Order(Hook):
+            def before_step(self, run: Run, inputs: Any, targets: Any) -> None:
+                order.append((inputs, targets))
+
+        settings: dict[str, Any] = {"weight_decay": 0.0, "momentum": 0.0, "schedule": "constant"}
+        finetune(models[0], data, epochs=1, lr=0.1, batch_size=16, hooks=Order(), **settings)
+        assert [len(targets) for _, targets in order] == [16, 16, 1]
+        optimizer = torch.optim.SGD(models[1].parameters(), lr=0.1)
+        for inputs, targets in order:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(models[1](inputs), targets).backward()
+            optimizer.step()
+        torch.testing.assert_close(models[0].weight, models[1].weight)
+
+    def test_a_batch_that_the_model_does_not_take_is_named(self) -> None:
+        x, y = sides().tensors
+        with pytest.raises(
+            InputError, match=r"forward failed on batch 1 of epoch 1 \(a tensor \[64, 3\].*shapes"
+        ):
+            finetune(net(), TensorDataset(torch.cat([x, x[:, :1]], 1), y), epochs=1, lr=0.1)
+
+    def test_a_loss_that_is_not_finite_ends_the_run_at_its_batch(self) -> None:
+        seen: list[int] = []
+
+        def loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(output, y) * (float("inf") if len(seen) == 5 else 1)
+
+        with pytest.raises(InputError, match="the loss is inf in batch 2 of epoch 2"):
+            finetune(
+                *(net(), sides()),
+                epochs=3,
+                lr=0.1,
+                batch_size=16,
+                loss=loss,
+                progress=lambda *at: seen.append(at[0]),
+            )
+        assert seen == [1, 2, 3, 4, 5]
+
+    def test_a_loss_without_a_gradient_is_named(self) -> None:
+        def detached(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(output, y).detach()
+
+        with pytest.raises(
+            InputError, match="the loss of batch 1 of epoch 1 does not depend on any parameter"
+        ):
+            finetune(net(), sides(), epochs=1, lr=0.1, loss=detached)
+
+    def test_it_trains_where_gradients_are_switched_off(self) -> None:
+        models = [net(), net(), net()]
+        for model, around in zip(
+            models, (torch.enable_grad, torch.no_grad, torch.inference_mode), strict=True
+        ):
+            with around():
+                finetune(model, sides(), epochs=1, lr=0.1)
+        assert torch.equal(models[0][0].weight, models[1][0].weight)
+        assert torch.equal(models[0][0].weight, models[2][0].weight)
 
     @pytest.mark.gpu
     def test_a_target_out_of_range_does_not_take_the_gpu_down(self) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import BatchSampler, Sampler
 
-__all__ = ["Shares", "forward"]
+from structprune.errors import InputError, StructpruneError
+from structprune.importance.batches import told
+from structprune.inputs import tensors_in
+
+__all__ = ["Shares", "forward", "taken"]
 
 
 def forward(model: Callable[..., Any], inputs: Any) -> Any:
@@ -21,6 +26,20 @@ def forward(model: Callable[..., Any], inputs: Any) -> Any:
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
+
+
+def taken(model: Callable[..., Any], inputs: Any, batch: str) -> Any:
+    """What the model makes of a batch; raises InputError, which names the batch, where its forward fails."""
+    try:
+        return forward(model, inputs)
+    except (StructpruneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the public boundary around the user's forward: any error it can raise
+        given = ", ".join(map(told, tensors_in((inputs,))))
+        raise InputError(
+            f"the model's forward failed on {batch} ({given}), in train mode: {type(error).__name__}: "
+            f"{str(error).rstrip('.')}"
+        ) from error
 
 
 class Shares(Sampler[list[int]]):

@@ -15,23 +15,26 @@ from structprune.arguments import typed
 from structprune.errors import InputError
 from structprune.importance import Loss
 from structprune.randomness import seeded
-from structprune.train.batches import forward
+from structprune.train.batches import taken
 from structprune.train.distillation import Distillation
-from structprune.train.evaluation import Metric, evaluate, measured, require_measurable
+from structprune.train.evaluation import Metric, evaluate, measured
 from structprune.train.hooks import Hook, Metrics, Run, listed
-from structprune.train.losses import BatchLoss, pair_of
+from structprune.train.losses import BatchLoss, not_finite, pair_of, require_descent
 from structprune.train.optimizers import build_schedule
 from structprune.train.options import MakeOptimizer, MakeSchedule, TrainOptions
 from structprune.train.prepared import Whole
 from structprune.train.shards import Sharded, shards
 from structprune.train.surroundings import (
     as_found,
+    checked_accelerator,
     default_accelerator,
+    gradients,
     loader_of,
     refuse_engines,
     require_all_processes,
     undone_before_a_step,
 )
+from structprune.train.tryout import try_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -83,9 +86,10 @@ def finetune(
     weights where it was found, so leave it on the CPU. Hooks see the copy; penalties need whole parameters and are
     refused. accelerate shards nothing on the CPU.
 
-    Raises `InputError` for a bad option, an empty data set, a batch that is no pair or that the loss does not take
-    (before the first step with the model as it was), a loss that is not finite, a model that cannot be cut into shards,
-    DeepSpeed, or if accelerate is missing.
+    Raises `InputError` for a bad option, an empty data set, a batch that is no pair or that model or loss do not take
+    (before the first step with the model as it was), a loss that is not finite or has no gradient, a model that cannot
+    be cut into shards, DeepSpeed, or if accelerate is missing; before the first step, for `validation` whose accuracy
+    cannot be told, and where a batch of one sample is left over that the model (batch norm) does not take.
 
     >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.arange(4))
     >>> log = finetune(nn.Linear(4, 4), data, epochs=20, lr=1.0, validation=data)
@@ -106,10 +110,10 @@ def finetune(
     if isinstance(distillation, nn.Module):
         distillation = Distillation(distillation)
     hooks = listed(hooks) if distillation is None else (distillation, *listed(hooks))
-    accelerator = accelerator or default_accelerator()
+    accelerator = default_accelerator() if accelerator is None else checked_accelerator(accelerator)
     refuse_engines(accelerator)
     require_all_processes(accelerator)
-    with as_found(model), seeded(seed + accelerator.process_index), ExitStack() as last:
+    with gradients(), as_found(model), seeded(seed + accelerator.process_index), ExitStack() as last:
         loop = _Loop(model, train_data, options, accelerator, hooks, loss, last)
         try:
             with undone_before_a_step(loop.run):
@@ -133,6 +137,7 @@ class _Loop:
     ) -> None:
         self.options, self.accelerator = options, accelerator
         order = torch.Generator().manual_seed(options.seed)
+        self.data = data
         self.loader, self.weights = loader_of(data, options.batch_size, order, accelerator)
         self.prepared = (Sharded if shards(accelerator) else Whole)(model, options, accelerator, last)
         self.model, self.optimizer = self.prepared.model, self.prepared.optimizer
@@ -140,6 +145,7 @@ class _Loop:
         steps = math.ceil(len(self.weights) / accelerator.gradient_accumulation_steps) * options.epochs
         self.schedule = build_schedule(optimizer, options, steps)
         self.loss, self.batch = BatchLoss(loss, options.label_smoothing), ""
+        self.first = True  # whether the batch under way is the epoch's first
         self.run = Run(
             self.prepared.seen,
             optimizer,
@@ -160,8 +166,8 @@ class _Loop:
         """The metrics of every epoch, after the last of them."""
         run, measure = self.run, "accuracy" if metric is None else "metric"
         run.measures = ("epoch", "loss", "lr", *([] if validation is None else [measure]))
-        if validation is not None:
-            self.try_out(validation, metric)
+        try_out(run, self.data, self.options, self.accelerator.num_processes, validation, metric)
+        self.prepared.settle()
         for hook in run.hooks:
             hook.on_start(run)
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,29 +186,24 @@ class _Loop:
         self.prepared.finish()
         return run.history
 
-    def try_out(self, validation: Dataset[Any], metric: Metric | None) -> None:
-        """Raises InputError where the validation data do not fit; draws no random number of the run's."""
-        with seeded(self.options.seed):
-            require_measurable(self.run.model, validation, metric)
-        self.prepared.settle()
-
     def epoch(self, progress: Callable[[int, int], None] | None) -> Metrics:
         self.model.train()
         run, lr = self.run, self.run.lr
         losses = list[Tensor]()
         for number, (weight, item) in enumerate(zip(self.weights, self.loader, strict=True), start=1):
-            self.batch = f"batch {number} of epoch {run.epoch}"
+            self.batch, self.first = f"batch {number} of epoch {run.epoch}", number == 1
             inputs, targets = pair_of(item, self.batch)
             with self.accelerator.accumulate(self.model):
                 losses.append(self.step(inputs, targets, weight))
             if progress is not None and self.accelerator.sync_gradients:
                 progress(run.step, run.steps)
         self.share_buffers()
-        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
+        all_losses = torch.stack(losses)
+        loss = float(self.accelerator.reduce(all_losses.mean(), reduction="mean"))
         if not math.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} in epoch {run.epoch}; lower lr={self.options.lr}, or check the data"
-            )
+            wrong = (~all_losses.isfinite()).nonzero().flatten().tolist()
+            where = f"batch {wrong[0] + 1} of epoch {run.epoch}" if wrong else f"epoch {run.epoch}"
+            raise not_finite(loss, where, self.options.lr)
         return {"epoch": float(run.epoch), "loss": loss, "lr": lr}
 
     def step(self, inputs: Any, targets: Any, weight: float) -> Tensor:
@@ -210,10 +211,11 @@ class _Loop:
         run, self.run.weight = self.run, weight
         for hook in run.hooks:
             hook.before_step(run, inputs, targets)
-        output = forward(self.model, inputs)
+        output = taken(self.model, inputs, self.batch)
         loss = self.loss(output, targets, self.batch, first=run.epoch == 1)
         for hook in run.hooks:
             loss = hook.on_loss(run, loss, inputs, output, targets)
+        require_descent(loss, self.batch, self.options.lr, first=self.first)
         loss = loss if weight == 1 else loss * weight
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from structprune.errors import InputError, StructpruneError
 from structprune.importance.batches import told
 from structprune.importance.calibration import IGNORED, Loss, one_number
 
-__all__ = ["BatchLoss", "expected_targets", "pair_of", "range_of"]
+__all__ = ["BatchLoss", "expected_targets", "not_finite", "pair_of", "range_of", "require_descent"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,25 @@ class BatchLoss:
             f"cross-entropy, the default loss, does not take {given}{what}. {expected_targets(output)}; convert the "
             "targets in the data set, or give loss=, a function of (output, targets)"
         )
+
+
+def require_descent(loss: Tensor, batch: str, lr: float, *, first: bool) -> None:
+    """Raises InputError where there is nothing to go down by: no gradient, or no number.
+
+    An accelerator has to be waited for to see a number, so there only the `first` batch of an epoch is looked at.
+    """
+    if not loss.requires_grad:
+        raise InputError(
+            f"the loss of {batch} does not depend on any parameter that requires a gradient: loss= and the model's "
+            "forward may not detach what they compute, nor run under torch.no_grad()"
+        )
+    if (first or loss.device.type == "cpu") and not math.isfinite(loss.item()):
+        raise not_finite(loss.item(), batch, lr)
+
+
+def not_finite(loss: float, where: str, lr: float) -> InputError:
+    """The error of a loss that is no number."""
+    return InputError(f"the loss is {loss} in {where}; lower {lr=}, or check the data")
 
 
 def pair_of(item: Any, batch: str) -> tuple[Any, Any]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_found",
+    "checked_accelerator",
     "default_accelerator",
+    "gradients",
     "loader_of",
     "refuse_engines",
     "require_all_processes",
@@ -36,13 +38,17 @@ def default_accelerator() -> Accelerator:
     Where there is nothing but CPUs it is said to be for these: otherwise accelerate takes each of the processes that
     `torchrun` started for the only one.
     """
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
+    kind = _class()
+    return kind(cpu=True) if not torch.accelerator.is_available() else kind()
+
+
+def checked_accelerator(given: object) -> Accelerator:
+    """The accelerator that was given; raises `InputError` for what is none."""
+    if not isinstance(given, _class()):
         raise InputError(
-            "fine-tuning needs accelerate; install it with: pip install structprune[train]"
-        ) from error
-    return Accelerator(cpu=True) if not torch.accelerator.is_available() else Accelerator()
+            f"accelerator={given!r}: expected an accelerate.Accelerator, or None for one as accelerate is configured"
+        )
+    return given
 
 
 def require_all_processes(accelerator: Accelerator) -> None:
@@ -52,6 +58,17 @@ def require_all_processes(accelerator: Accelerator) -> None:
             f"{processes()} processes were started and accelerate works with {accelerator.num_processes}: on CPUs give "
             "accelerator=accelerate.Accelerator(cpu=True), made before any other, or leave it out"
         )
+
+
+def _class() -> type[Accelerator]:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise InputError(
+            "fine-tuning needs accelerate; install it with: pip install structprune[train]"
+        ) from error
+    kind: type[Accelerator] = Accelerator
+    return kind
 
 
 def refuse_engines(accelerator: Accelerator) -> None:
@@ -79,6 +96,13 @@ def loader_of(
         loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True
     )
     return loader, shares.weights()
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Autograd at work, whatever surrounds it (`torch.no_grad()`, `torch.inference_mode()`)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager
