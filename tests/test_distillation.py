@@ -302,3 +302,16 @@ class TestDistillation:
         for wrong in ({"temperature": 0.0}, {"weight": 1.5}, {"feature_weight": -1.0}):
             with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
                 Distillation(model, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options", "message"),
+    [
+        (None, {}, r"Distillation\(teacher=None\): expected Module"),
+        (nn.Linear(1, 1), {"plan": "x"}, r"Distillation\(plan='x'\): expected PruningPlan"),
+        (nn.Linear(1, 1), {"temperature": "x"}, r"Distillation\(temperature='x'\): expected float"),
+    ],
+)
+def test_arguments_of_other_types_are_named(teacher: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Distillation(teacher, **options)

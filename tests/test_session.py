@@ -260,3 +260,15 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
         Session(net(), adam(net()))
     with pytest.raises(InputError, match="optimizer is a int"):
         Session(net(), 4)  # type: ignore[arg-type]
+
+
+def test_what_is_no_hook_state_or_metric_is_named() -> None:
+    model = net()
+    with pytest.raises(InputError, match="hooks='x': expected a Hook, or several"):
+        Session(model, adam(model), hooks="x")  # type: ignore[arg-type]
+    session = Session(model, adam(model))
+    with pytest.raises(InputError, match=r"it lacks epoch, step, .*plans"):
+        session.load_state_dict({})
+    for value in ("x", None):
+        with pytest.raises(InputError, match=r"log\(loss=\.\.\.\) must be one number"):
+            session.log(loss=value)  # type: ignore[arg-type]

@@ -264,11 +264,47 @@ class TestFinetune:
             {"weight_decay": -1.0},
             {"schedule": "step"},
             {"label_smoothing": 1.0},
+            {"seed": 2**70},
+            {"optimizer": dict},
+            {"accelerator": "x"},
         ],
     )
     def test_bad_options_are_named(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
             finetune(net(), sides(), **{"epochs": 1, "lr": 0.1, **wrong})
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"optimizer": lambda model: None}, "what optimizer= returns is nothing"),
+            (
+                {"optimizer": lambda model: torch.optim.SGD(net().parameters(), lr=0.1)},
+                "what optimizer= returns holds no parameter of the model",
+            ),
+            ({"optimizer": torch.optim.LBFGS}, "lambda model: LBFGS"),
+            ({"schedule": lambda optimizer, steps: None}, "schedule= returns nothing"),
+            (
+                {"schedule": lambda optimizer, steps: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)},
+                "schedule= returns a ReduceLROnPlateau",
+            ),
+        ],
+    )
+    def test_functions_that_give_something_else_are_named(self, wrong: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            finetune(net(), sides(), epochs=1, lr=0.1, **wrong)
+
+    def test_a_class_of_optimisers_gets_the_groups_of_the_named_ones(self) -> None:
+        models = [net(), net()]
+        finetune(models[0], sides(), epochs=2, lr=0.1, weight_decay=0.1, optimizer=torch.optim.AdamW)
+        finetune(models[1], sides(), epochs=2, lr=0.1, weight_decay=0.1, optimizer="adamw")
+        for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert torch.equal(one, other)
+
+    def test_a_model_of_inference_mode_is_refused(self) -> None:
+        with torch.inference_mode():
+            model = net()
+        with pytest.raises(InputError, match=r"made under torch\.inference_mode"):
+            finetune(model, sides(), epochs=1, lr=0.1)
 
     def test_nothing_to_train(self) -> None:
         with pytest.raises(InputError, match="at least one"):

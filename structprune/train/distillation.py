@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from structprune.arguments import typed
 from structprune.errors import InputError, StructpruneError
 from structprune.features import Index, kept_features
 from structprune.gathering import take
@@ -65,6 +66,7 @@ class Distillation(Hook):
     teacher's.
     """
 
+    @typed
     def __init__(
         self,
         teacher: nn.Module,

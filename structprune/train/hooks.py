@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,9 +21,23 @@ from structprune.tensors import is_plain
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
-__all__ = ["Hook", "Metrics", "Run", "listed"]
+__all__ = ["RUN_STATE", "Hook", "Metrics", "Run", "listed", "require_state"]
 
 Metrics: TypeAlias = dict[str, float]
+
+RUN_STATE = (
+    "epoch",
+    "step",
+    "stopped",
+    "history",
+    "model",
+    "optimizer",
+    "schedule",
+    "order",
+    "random",
+    "hooks",
+)
+"""What `Run.state_dict` holds."""
 
 
 @dataclass(eq=False)
@@ -134,9 +148,10 @@ class Run:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues after the epoch in which `state_dict` was taken; to be called in `on_start`.
 
-        The run then ends with the same weights as the one that was not interrupted. Raises `InputError` where
-        the hooks are not as many as they were.
+        The run then ends with the same weights as the one that was not interrupted. Raises `InputError` for what is
+        no such state, and where the hooks are not as many as they were.
         """
+        require_state(state, RUN_STATE)
         if len(state["hooks"]) != len(self.hooks):
             raise InputError(
                 f"the state is of a run with {len(state['hooks'])} hooks, this one has {len(self.hooks)}; "
@@ -197,5 +212,19 @@ class Hook:
 
 
 def listed(hooks: Hook | Sequence[Hook]) -> tuple[Hook, ...]:
-    """The hooks, of which one may be given by itself."""
-    return (hooks,) if isinstance(hooks, Hook) else tuple(hooks)
+    """The hooks, of which one may be given by itself; raises `InputError` for what is none."""
+    if isinstance(hooks, Hook):
+        return (hooks,)
+    if not isinstance(hooks, Iterable):
+        raise InputError(f"hooks={hooks!r}: expected a Hook, or several")
+    found = tuple(hooks)
+    if wrong := [each for each in found if not isinstance(each, Hook)]:
+        raise InputError(f"hooks={hooks!r}: expected a Hook, or several, got a {type(wrong[0]).__name__}")
+    return found
+
+
+def require_state(state: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises `InputError` for what is not the state of a run."""
+    missing = [key for key in keys if not isinstance(state, Mapping) or key not in state]
+    if missing:
+        raise InputError(f"this is not what state_dict() of a run gave: it lacks {', '.join(missing)}")

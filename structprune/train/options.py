@@ -18,7 +18,7 @@ __all__ = ["OPTIMIZERS", "SCHEDULES", "MakeOptimizer", "MakeSchedule", "TrainOpt
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "onecycle", "constant")
 
-MakeOptimizer: TypeAlias = Callable[[nn.Module], Optimizer]
+MakeOptimizer: TypeAlias = Callable[[nn.Module], Optimizer] | type[Optimizer]
 MakeSchedule: TypeAlias = Callable[[Optimizer, int], LRScheduler]
 
 
@@ -26,8 +26,8 @@ MakeSchedule: TypeAlias = Callable[[Optimizer, int], LRScheduler]
 class TrainOptions:
     """How a network is trained; a value out of range raises `InputError`.
 
-    `optimizer` may be a function that makes one for a model, and `schedule` one that makes it for an optimiser and
-    the number of its steps.
+    `optimizer` may be a class of `torch.optim` (which gets `lr` and `weight_decay`), or a function that makes one for a
+    model, and `schedule` a function that makes it for an optimiser and the number of its steps.
     """
 
     epochs: int
@@ -51,6 +51,11 @@ class TrainOptions:
             )
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             raise InputError(f"schedule={self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        if isinstance(self.optimizer, type):
+            _need(
+                issubclass(self.optimizer, Optimizer), "optimizer", self.optimizer, "a class of torch.optim"
+            )
+        _need(-(2**63) <= self.seed < 2**63, "seed", self.seed, "a number of 64 bits")
         _need(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _need(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         _need(0 < self.lr < float("inf"), "lr", self.lr, "greater than 0")

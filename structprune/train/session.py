@@ -18,8 +18,10 @@ from structprune.plan import PruningPlan, plans_from_json, plans_to_json
 from structprune.refit import transfer
 from structprune.surgery import apply_plan
 from structprune.tensors import require_module
-from structprune.train.hooks import Hook, Metrics, Run, listed
+from structprune.train.evaluation import measured
+from structprune.train.hooks import RUN_STATE, Hook, Metrics, Run, listed, require_state
 from structprune.train.optimizer_state import cut_optimizer
+from structprune.train.optimizers import require_optimizer_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -35,8 +37,8 @@ class Session:
     processes. `schedule` is only kept for `state_dict`; step it yourself. `steps` is the number of all steps, for hooks
     that need it; `hooks` is one or several.
 
-    Raises `InputError` for what is no module or no optimiser, for an optimiser without a parameter of the model, and
-    where `epochs` or `loss` is called outside of `with` though there are hooks.
+    Raises `InputError` for what is no module, no optimiser or no hook, for an optimiser without a parameter of the
+    model, and where `epochs` or `loss` is called outside of `with` though there are hooks.
 
     >>> import torch
     >>> net, data = nn.Linear(4, 2), torch.randn(8, 4)
@@ -62,7 +64,8 @@ class Session:
         steps: int = 0,
         accelerator: Accelerator | None = None,
     ) -> None:
-        _require_pair(model, optimizer)
+        require_module(model)
+        require_optimizer_of(model, optimizer, "optimizer")
         self.model, self.optimizer, self._entered = model, optimizer, False
         self.plans: tuple[PruningPlan, ...] = ()
         self.run = Run(model, optimizer, steps, accelerator, schedule, hooks=listed(hooks))
@@ -119,8 +122,8 @@ class Session:
                 hook.after_epoch(run, metrics)
 
     def log(self, **metrics: float) -> None:
-        """Adds to the metrics of the epoch under way."""
-        self._metrics.update({name: float(value) for name, value in metrics.items()})
+        """Adds to the metrics of the epoch under way; raises `InputError` for what is no number."""
+        self._metrics.update({name: measured(value, f"log({name}=...)") for name, value in metrics.items()})
 
     def loss(self, loss: Tensor, inputs: Any, output: Any, targets: Any = None) -> Tensor:
         """The loss with what the hooks make of it (`on_loss`): call it before `backward()` to train by distillation."""
@@ -161,24 +164,13 @@ class Session:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues after the epoch in which `state_dict` was taken; to be called before `epochs`.
 
-        A model that the script has built anew in full size is cut by the plans first. Raises `InputError` where the
-        model was cut otherwise, `PlanError` where the plans are not its own.
+        A model that the script has built anew in full size is cut by the plans first. Raises `InputError` for what is
+        no such state and where the model was cut otherwise, `PlanError` where the plans are not its own.
         """
+        require_state(state, (*RUN_STATE, "plans"))
         plans = plans_from_json(state["plans"]) if state["plans"] else ()
         if self.plans != plans[: len(self.plans)]:
             raise InputError("the model of this session was cut otherwise than the one that the state is of")
         for plan in plans[len(self.plans) :]:
             self._cut(plan, apply_plan(self.model, plan))
         self.run.load_state_dict(state)
-
-
-def _require_pair(model: nn.Module, optimizer: Optimizer) -> None:
-    """Raises InputError for what is no model, no optimiser, or an optimiser of another model's parameters."""
-    require_module(model)
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
-    own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-        raise InputError(
-            "the optimizer holds no parameter of the model: make it of the parameters of this one"
-        )
