@@ -250,7 +250,7 @@ def refused() -> dict[str, str]:
         return lambda: finetune(network, data(), accelerator=accelerator, **SETTINGS, **more)
 
     told = {
-        "penalty": said(train(sharding(), hooks=[EarlyStopping(1), lasso])),
+        "penalty": said(train(sharding(), hooks=[EarlyStopping(1, metric="loss"), lasso])),
         "checkpoint": said(train(sharding(), hooks=[Save()])),
         "version": said(train(sharding(version=1))),
         "ignored": said(train(sharding(ignored="head"))),
