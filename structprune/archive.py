@@ -78,6 +78,8 @@ def read_archive(path: str | os.PathLike[str]) -> Any:
 
     Raises StorageError for a file that is missing, cut short, damaged, or that `write_archive` did not write.
     """
+    if Path(path).is_dir():
+        raise StorageError(f"{path} is a folder: name a file")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

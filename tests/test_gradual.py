@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import structprune as sp
+from structprune.archive import write_archive
 from structprune.errors import BudgetError, InputError, StorageError
 from structprune.train import (
     Cubic,
@@ -576,6 +579,80 @@ class TestCheckpoint:
             go(net(), points(), floor=0.2)
         with pytest.raises(StorageError, match="another cut: multiple_of None, and 4 here"):
             go(net(), points(), pruning={"multiple_of": 4})
+
+    @pytest.mark.parametrize("function", [False, True])
+    def test_other_hooks_are_refused(self, tmp_path: Path, function: bool) -> None:
+        file, once = tmp_path / "run", TrainOptions(epochs=1, lr=0.05)
+
+        def go(strength: float, patience: int, *more: Hook) -> GradualResult:
+            def hooks(model: nn.Module) -> list[Hook]:
+                graph = sp.trace(model, EXAMPLE)
+                own = GroupLasso(graph, strength, example_inputs=EXAMPLE)
+                return [own, EarlyStopping(patience, metric="loss"), *more]
+
+            model = net()
+            return prune_gradually(
+                *(model, EXAMPLE, sp.Budget(macs=0.5), points(), once),
+                schedule=Iterative(steps=2),
+                hooks=hooks if function else hooks(model),
+                checkpoint=file,
+            )
+
+        before = go(1e-3, 3)
+        with pytest.raises(
+            StorageError, match=r"set of hooks: hook 1 GroupLasso\(strength=0.001.*strength=1.0"
+        ):
+            go(1.0, 3)
+        with pytest.raises(StorageError, match=r"hook 2 EarlyStopping\(patience=3.*patience=4"):
+            go(1e-3, 4)
+        with pytest.raises(StorageError, match=r"hook 3 None, and Rates\(\) here"):
+            go(1e-3, 3, Rates())
+        assert same(go(1e-3, 3).model, before.model)
+
+    def test_files_that_are_none_are_found_before_any_training(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        sp.train.save_checkpoint(tmp_path / "other", net())
+        write_archive(tmp_path / "list", [1])
+        write_archive(tmp_path / "old", {"of": {"cut": {}}, "steps": []})
+        rates = Rates()
+        for name, error, text in (
+            ("", InputError, "names no file"),
+            (tmp_path, StorageError, "is a folder: name a file"),
+            (tmp_path / "file" / "run", StorageError, "cannot be written"),
+            (tmp_path / "other", StorageError, "of another kind.*name another checkpoint="),
+            (tmp_path / "list", StorageError, "of another kind"),
+            (tmp_path / "old", StorageError, "another version of structprune"),
+        ):
+            with pytest.raises(error, match=text) as caught:
+                sparsify_gradually(net(), 0.5, points(), OPTIONS, hooks=rates, checkpoint=name)
+            assert ("delete" in str(caught.value)) == (name == tmp_path / "old")
+        assert not rates.seen
+        assert same(sp.train.load_checkpoint(tmp_path / "other").build(net), net())
+
+    def test_a_gradual_run_is_no_checkpoint_of_a_training(self, tmp_path: Path) -> None:
+        once = TrainOptions(epochs=1, lr=0.05)
+        sparsify_gradually(net(), 0.5, points(), once, schedule=Cubic(2), checkpoint=tmp_path / "run")
+        with pytest.raises(StorageError, match="gradual run, which the same call"):
+            sp.train.load_checkpoint(tmp_path / "run")
+
+    def test_a_file_is_one_runs_at_a_time_and_the_lock_ends_with_its_process(self, tmp_path: Path) -> None:
+        file, once = tmp_path / "run", TrainOptions(epochs=1, lr=0.05)
+
+        def go() -> GradualResult:
+            return sparsify_gradually(net(), 0.5, points(), once, schedule=Cubic(2), checkpoint=file)
+
+        holds = (
+            "import sys, time; from structprune.train.gradual.checkpoint import held\n"
+            "with held(sys.argv[1]): print('held', flush=True); time.sleep(600)"
+        )
+        with subprocess.Popen([sys.executable, "-c", holds, str(file)], stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"held\n"
+            with pytest.raises(StorageError, match=f"{file} is in use: another process"):
+                go()
+            other.kill()
+        assert go().reached
+        assert go().reached
 
     def test_data_of_other_values_are_refused(self, tmp_path: Path) -> None:
         file = tmp_path / "run.safetensors"

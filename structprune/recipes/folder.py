@@ -136,7 +136,8 @@ class RunFolder:
 
     def end_gradual(self, step: int) -> None:
         """Removes what a gradual step has kept on its way: its end is in a state."""
-        for path in (self.gradual(step), self.gradual_epoch(step)):
+        gradual = self.gradual(step)
+        for path in (gradual, gradual.with_name(f"{gradual.name}.lock"), self.gradual_epoch(step)):
             path.unlink(missing_ok=True)
 
     def sensitivity(self, step: int) -> Path:

@@ -159,6 +159,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> TrainingCheckpoint:
     Raises StorageError for a file that is missing, damaged or no checkpoint.
     """
     content = read_archive(path)
+    if isinstance(content, Mapping) and {"of", "samples"} <= content.keys():
+        raise StorageError(
+            f"{path} is of another kind: a gradual run, which the same call of prune_gradually or sparsify_gradually "
+            "goes on with (checkpoint=)"
+        )
     try:
         plans = History.from_tree(content["history"]).plans
         return TrainingCheckpoint(str(path), plans, content["state"], content)

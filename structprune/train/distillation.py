@@ -93,6 +93,10 @@ class Distillation(Hook):
         self._kept: Mapping[str, tuple[Index, ...]] = {}
         self._cuts: tuple[PruningPlan, ...] = ()
 
+    def describe(self) -> dict[str, Any]:
+        names = ("teacher", "temperature", "weight", "outputs", "compare", "features", "feature_weight")
+        return {name: getattr(self, name) for name in names}
+
     def on_start(self, run: Run) -> None:
         if self.teacher in (run.model, run.original):
             raise InputError("the teacher is the network that is trained: give the dense one")

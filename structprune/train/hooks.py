@@ -210,6 +210,10 @@ class Hook:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
 
+    def describe(self) -> dict[str, Any]:
+        """What the hook was made with, in plain values: a gradual run goes on only with hooks that say the same."""
+        return {}
+
 
 def listed(hooks: Hook | Sequence[Hook]) -> tuple[Hook, ...]:
     """The hooks, of which one may be given by itself; raises `InputError` for what is none."""

@@ -56,6 +56,10 @@ class EarlyStopping(Hook):
         self._waited = 0
         self._weights: dict[str, Tensor] = {}
 
+    def describe(self) -> dict[str, Any]:
+        names = ("patience", "metric", "lower", "min_delta", "restore")
+        return {name: getattr(self, name) for name in names}
+
     def on_start(self, run: Run) -> None:
         if run.epoch == 0:  # else the run goes on from a state, and so does this
             self._begin()

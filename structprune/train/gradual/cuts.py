@@ -23,6 +23,7 @@ from structprune.refit.batches import readable_again
 from structprune.selectors import module_names
 from structprune.train.gradual.schedules import Schedule, step_budgets
 from structprune.train.gradual.targets import require_options, require_reachable
+from structprune.train.hooks import Hook
 
 __all__ = ["BudgetCuts", "Cut", "Cuts", "MaskCuts", "plain"]
 
@@ -186,7 +187,8 @@ class MaskCuts(Cuts):
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, str]:
-    """Options as texts that are the same in every process: plain values as they are written, of all else the type."""
+    """Options as texts that are the same in every process: plain values as they are written, hooks with what they were
+    made with, of all else the type."""
     return {name: _plain(value) for name, value in options.items()}
 
 
@@ -195,6 +197,9 @@ def _plain(value: Any) -> str:
         return str(plain({str(key): each for key, each in value.items()}))
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_plain, value))}]"
+    if isinstance(value, Hook):
+        made_with = ", ".join(f"{name}={each}" for name, each in plain(value.describe()).items())
+        return f"{type(value).__name__}({made_with})"
     return repr(value) if value is None or isinstance(value, str | int | float) else type(value).__name__
 
 

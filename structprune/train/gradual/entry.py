@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from structprune.importance import Criterion
 from structprune.masking.ranking import Criterion as WeightCriterion
 from structprune.masking.targets import Patterns
 from structprune.train.evaluation import Metric
+from structprune.train.gradual.checkpoint import held
 from structprune.train.gradual.cuts import BudgetCuts, Cuts, MaskCuts
 from structprune.train.gradual.floor import Floor
 from structprune.train.gradual.rounds import Hooks, Rounds
@@ -71,11 +73,14 @@ def prune_gradually(
     is in ``training`` (``loss``, ``accelerator``) to `finetune`. Hooks that belong to one network, as penalties do, are
     given by a function that makes them for each: ``lambda net: [GroupLasso(trace(net, x), 1e-3)]``. ``checkpoint``
     names a file that is written after each step, and from which the same call goes on to the same result if it was
-    interrupted; one of another run is refused, also where only the values of the data are others (some examples are
-    looked up for that). ``model`` stays as it is unless ``inplace=True``; equal seeds give equal results.
+    interrupted. One of another run is refused, also where only the values of the data are others (some examples are
+    looked up for that) or the hooks' options (`Hook.describe`; a function is asked for those of the network given), and
+    one that another process is at: a lock lies beside it (``.lock``), which ends with the process. ``model`` stays as
+    it is unless ``inplace=True``; equal seeds give equal results.
 
     Raises BudgetError, before any training, for a budget that no steps lead to (a latency is found out by cutting);
-    InputError, StorageError for a checkpoint of another run, and what `prune` and `finetune` raise.
+    InputError, StorageError for a checkpoint of another run, in use, or that cannot be written, and what `prune` and
+    `finetune` raise.
 
     >>> import torch
     >>> from torch.utils.data import TensorDataset
@@ -159,15 +164,16 @@ def _finished(
     target: nn.Module | None,
 ) -> GradualResult:
     """The result of all steps; with a `target`, the user's model, it becomes the network of the result."""
-    run = GradualRun(cuts, rounds, floor)
-    if checkpoint is not None:
-        run.resume(checkpoint)
-    while not run.done:
-        done = run.step()
+    with nullcontext() if checkpoint is None else held(checkpoint):
+        run = GradualRun(cuts, rounds, floor)
         if checkpoint is not None:
-            run.save(checkpoint)
-        if progress is not None:
-            progress(done)
+            run.resume(checkpoint)
+        while not run.done:
+            done = run.step()
+            if checkpoint is not None:
+                run.save(checkpoint)
+            if progress is not None:
+                progress(done)
     result = run.result()
     if target is None:
         return result

@@ -86,6 +86,10 @@ class Rounds:
         _remember(made, lambda parameter: state.get(names.get(id(parameter), "")))
         return made
 
+    def hooks_of(self, model: nn.Module) -> tuple[Hook, ...]:
+        """The hooks of a training of this network."""
+        return listed(self.hooks(model) if callable(self.hooks) else self.hooks)
+
     def train(
         self, model: nn.Module, number: int, memory: Optimizer | None, plans: Sequence[PruningPlan] = ()
     ) -> tuple[list[Metrics], Optimizer]:
@@ -96,8 +100,7 @@ class Rounds:
         keeper = _Beginning(memory, number, plans, self.goes_on)
         options = self.options_of(number)
         chosen = {each.name: getattr(options, each.name) for each in fields(options)}
-        hooks = self.hooks(model) if callable(self.hooks) else self.hooks
-        log = finetune(model, self.data, hooks=(keeper, *listed(hooks)), **chosen, **self.more)
+        log = finetune(model, self.data, hooks=(keeper, *self.hooks_of(model)), **chosen, **self.more)
         assert keeper.optimizer is not None
         return log, keeper.optimizer
 

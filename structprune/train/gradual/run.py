@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +14,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from structprune.archive import read_archive, write_archive
+from structprune.archive import write_archive
 from structprune.errors import InputError, StorageError
 from structprune.history import History, fill, model_state
 from structprune.plan import PruningPlan
+from structprune.randomness import seeded
 from structprune.replica import replica
 from structprune.tensors import fingerprint, weights_digest
+from structprune.train.gradual.checkpoint import agreed, first, read_state, several
 from structprune.train.gradual.cuts import Cuts, plain
 from structprune.train.gradual.floor import Floor
 from structprune.train.gradual.rounds import Rounds
@@ -29,6 +30,8 @@ from structprune.train.hooks import Metrics
 from structprune.train.optimizer_state import cut_optimizer
 
 __all__ = ["GradualResult", "GradualRun", "GradualStep"]
+
+_STATE = {"of", "samples", "steps", "history", "model", "metric_before", "cuts", "memory"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class GradualRun:
     memory: Optimizer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        (self._weights,) = _agreed((weights_digest(self.cuts.first),))
+        (self._weights,) = agreed((weights_digest(self.cuts.first),))
         self.model = self.cuts.first
         self.metric_before = self.floor.measure(self.model)
         self._limit = self.floor.limit(self.metric_before)
@@ -126,7 +129,7 @@ class GradualRun:
         history, memory = self.rounds.train(cut.model, number, memory, plans)
         metric = self.floor.measure(cut.model)
         met = self._limit is None or (metric is not None and metric >= self._limit)
-        after_cut, metric, met = _agreed((after_cut, metric, met))
+        after_cut, metric, met = agreed((after_cut, metric, met))
         done = GradualStep(number + 1, cut.asked, cut.remaining, after_cut, metric, met, tuple(history))
         self.steps += (done,)
         if met:
@@ -154,11 +157,17 @@ class GradualRun:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken; raises InputError where that was in another run: of another network,
-        or the same with other weights, with other steps, epochs or floor, or on other data: another number of examples,
-        or other values in some of them, as far as the data set does not draw them.
+        or the same with other weights, with other steps, epochs, hooks or floor, or on other data: another number of
+        examples, or other values in some of them, as far as the data set does not draw them.
         """
-        for name, own in self._identity().items():
-            found = state["of"].get(name)
+        identity = self._identity()
+        if gone := [*_STATE - state.keys(), *(identity.keys() ^ state["of"].keys())]:
+            raise InputError(
+                f"the state is of a gradual run of another version of structprune, which differs in {gone[0]!r}: go on "
+                "with that version"
+            )
+        for name, own in identity.items():
+            found = state["of"][name]
             if found != own:
                 raise InputError(
                     f"the state is of a gradual run with another {name}: {_difference(found, own)}"
@@ -185,18 +194,20 @@ class GradualRun:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the state into a file, whole or not at all; of several processes the first one does."""
         state = self.state_dict()
-        if not _several() or torch.distributed.get_rank() == 0:
+        if first():
             write_archive(path, state)
-        if _several():
+        if several():
             torch.distributed.barrier()
 
     def resume(self, path: str | os.PathLike[str]) -> bool:
         """Continues from a file that `save` wrote, where there is one; returns whether."""
-        if not Path(path).exists():
+        _ = self._hooks  # what makes them is asked before the first step
+        state = read_state(path)
+        if state is None:
             return False
         try:
-            self.load_state_dict(read_archive(path))
-        except (InputError, KeyError) as error:
+            self.load_state_dict(state)
+        except InputError as error:
             raise StorageError(f"{path}: {error}; delete it, or name another checkpoint=") from error
         return True
 
@@ -208,9 +219,16 @@ class GradualRun:
             "network's weights": self._weights,
             "cut": self.cuts.describe(),
             "training": options | {"final": rounds.final, "rewind": rounds.rewind, "goes_on": rounds.goes_on},
+            "set of hooks": self._hooks,
             "floor": {"floor": floor.least, "max_drop": floor.drop},
             "number of examples": {"train_data": _length(rounds.data), "validation": _length(floor.data)},
         }
+
+    @cached_property
+    def _hooks(self) -> dict[str, str]:
+        with seeded(self.rounds.options.seed):
+            hooks = self.rounds.hooks_of(replica(self.cuts.first, {}))
+        return plain({f"hook {number}": hook for number, hook in enumerate(hooks, 1)})
 
     @cached_property
     def _samples(self) -> dict[str, Samples]:
@@ -224,11 +242,6 @@ class GradualRun:
         return {names[id(p)]: dict(state) for p, state in self.memory.state.items() if id(p) in names}
 
 
-def _several() -> bool:
-    """Whether this is one of several processes that train together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def _length(data: Dataset[Any] | None) -> int | None:
     return len(data) if isinstance(data, Sized) else None
 
@@ -239,14 +252,6 @@ def _difference(found: Any, own: Any) -> str:
         names = [name for name in {**found, **own} if found.get(name) != own.get(name)]
         return "; ".join(f"{name} {found.get(name)}, and {own.get(name)} here" for name in names)
     return f"{found}, and {own} here"
-
-
-def _agreed(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What the first of several processes found: rounding must not let them part ways."""
-    found = list(values)
-    if _several():
-        torch.distributed.broadcast_object_list(found, 0)
-    return tuple(found)
 
 
 def _along(memory: Optimizer, before: nn.Module, after: nn.Module, plan: PruningPlan | None) -> Optimizer:

@@ -149,6 +149,11 @@ class Penalty(Hook, ABC, Generic[Part]):
         with torch.no_grad():
             return {group.name: (group.norms() == 0).reshape(group.shape) for group in self._of(model)[0]}
 
+    def describe(self) -> dict[str, Any]:
+        """The strength, how it acts, and for which groups."""
+        names = {"keep": self._bounds.keep, "only": self._bounds.only}
+        return {"strength": self.strength, "proximal": self.proximal, "growth": self.growth, **names}
+
     # -- as a hook -------------------------------------------------------------------------------------------------
 
     def on_start(self, run: Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -97,6 +99,13 @@ class GrowingL2(Penalty[Weights]):
             raise InputError("the plan removes no channels, so there are none to penalise")
         super().__init__(graph, strength, proximal=proximal, growth=growth)
         self.groups = tuple(group for group in graph.groups if group.name in self._gone)
+
+    def describe(self) -> dict[str, Any]:
+        """What `Penalty` says, and how many channels of which groups are to go."""
+        return {
+            **super().describe(),
+            "channels": {name: int(gone.sum()) for name, gone in self._gone.items()},
+        }
 
     def _belongs(self, member: MemberTensor) -> bool:
         return member.is_parameter
