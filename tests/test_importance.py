@@ -323,9 +323,11 @@ class TestOwnCriteria:
         assert [group.name for group in seen] == [peer.name for peer in seen[0].peers] == ["left", "right"]
         member = seen[0].members[0]
         assert isinstance(member, MemberTensor)
-        assert (member.tensor is model.left.weight, member.owner is model.left, member.is_parameter) == (
-            True,
-        ) * 3
+        assert (
+            torch.equal(member.tensor, model.left.weight),
+            member.owner is model.left,
+            member.is_parameter,
+        ) == (True,) * 3
 
     def test_gradients_through_a_reduction(self) -> None:
         def products(tensor: torch.Tensor, dims: list[int]) -> list[torch.Tensor]:
@@ -342,6 +344,20 @@ class TestOwnCriteria:
     def test_tensors_and_lists_are_taken(self) -> None:
         assert score(Net(), plain(), lambda g: torch.arange(g.size))["left"].tolist() == [0, 1, 2, 3]
         assert score(Net(), plain(), lambda g: list(range(g.size)))["left"].tolist() == [0, 1, 2, 3]
+
+    def test_one_that_writes_into_what_it_is_given_leaves_the_model(self) -> None:
+        def greedy(group: GroupTensors) -> np.ndarray:
+            for member in group.members:
+                member.tensor.mul_(0)
+                group.values(member).detach().fill_(3)
+            return group.total(lambda tensor, dims: abs_sum(tensor.abs_(), dims))
+
+        model = Net()
+        before = copy.deepcopy(model.state_dict())
+        scores = score(model, plain(), greedy)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        for name, values in score(model, plain(), "l1").items():
+            np.testing.assert_allclose(scores[name], values)
 
     @pytest.mark.parametrize(
         "result",

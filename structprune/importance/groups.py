@@ -39,6 +39,7 @@ __all__ = [
     "GroupTensors",
     "MemberTensor",
     "group_tensors",
+    "own_values",
 ]
 
 _Index = NDArray[np.int64]
@@ -68,7 +69,7 @@ class MemberTensor:
 
     @property
     def tensor(self) -> torch.Tensor:
-        """The tensor; raises InputError where it is on the meta device, without values."""
+        """The tensor, for a criterion of one's own a copy of it; raises InputError on the meta device."""
         return self.values()
 
     @property
@@ -238,7 +239,7 @@ def _tensor(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return tensor
 
 
-def _own(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def own_values(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_meta:
         raise InputError(
             f"{name!r} is on the meta device, without values: load the weights first, or name their files, "
@@ -264,7 +265,7 @@ def _join(
     if name not in facts:
         tensor = _tensor(name, tensors)
         facts[name] = (
-            stored.get(name) or partial(_own, name, tensor),
+            stored.get(name) or partial(own_values, name, tensor),
             tuple(tensor.shape),
             owners.get(name.rpartition(".")[0]),
             _is_parameter(tensor),

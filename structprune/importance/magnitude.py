@@ -16,6 +16,8 @@ __all__ = ["l1", "l2", "linf"]
 def l1(group: GroupTensors) -> NDArray[np.float64]:
     """The sum of absolute values of all parameters of each channel: float64 [size].
 
+    A weight with the channels in several dims counts in each: of a square one, w[c, c] twice for channel c, so in `l2`.
+
     Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets, ICLR 2017 (arXiv:1608.08710),
     there over the producing filter alone; here over every member of the group, as in Fang, Ma, Song, Mi,
     Wang: DepGraph, CVPR 2023 (arXiv:2301.12900).

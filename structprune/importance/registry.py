@@ -15,7 +15,17 @@ from typing import Any, TypeVar
 import torch
 from numpy.typing import ArrayLike
 
-__all__ = ["CRITERIA", "Collector", "Criterion", "Needs", "criterion", "draws", "needs_of", "options_of"]
+__all__ = [
+    "CRITERIA",
+    "Collector",
+    "Criterion",
+    "Needs",
+    "criterion",
+    "draws",
+    "is_ours",
+    "needs_of",
+    "options_of",
+]
 
 Criterion = Callable[..., ArrayLike | torch.Tensor]
 """`criterion(group: GroupTensors, **options)` -> one number per channel, higher is more important."""
@@ -56,6 +66,11 @@ def criterion(collect: Collector | None = None, *, labels: bool = False) -> Call
         return function
 
     return register
+
+
+def is_ours(function: Criterion) -> bool:
+    """Whether a criterion is one of this package's own, which write into nothing that they are given."""
+    return str(getattr(function, "__module__", "")).startswith(f"{__package__}.")
 
 
 def needs_of(function: Criterion) -> Needs | None:

@@ -17,8 +17,8 @@ from structprune.checkpoint import open_checkpoint
 from structprune.errors import InputError
 from structprune.importance.batches import iterable_of_batches, told
 from structprune.importance.calibration import Calibration, Loss, cross_entropy
-from structprune.importance.groups import GraphLike, GroupTensors, group_tensors
-from structprune.importance.registry import CRITERIA, Criterion, Needs, needs_of, options_of
+from structprune.importance.groups import GraphLike, GroupTensors, group_tensors, own_values
+from structprune.importance.registry import CRITERIA, Criterion, Needs, is_ours, needs_of, options_of
 from structprune.tensors import named_tensors
 
 __all__ = ["criterion_name", "score"]
@@ -67,6 +67,8 @@ def score(
         _require_data(model, function, needs, data, weights)
     tensors = named_tensors(model)
     stored = {} if weights is None else _stored(model, tensors, weights)
+    if not is_ours(function):  # it may write into what it is given
+        stored = {name: partial(_copied, name, tensor) for name, tensor in tensors.items()} | stored
     groups = group_tensors(model, graph, tensors, stored)
     if needs is not None and groups:
         batches = iterable_of_batches(data, "data")
@@ -82,6 +84,13 @@ def score(
             "each sample alone)"
         )
     return scores
+
+
+def _copied(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of the model's tensor, and of its gradient."""
+    own = own_values(name, tensor).detach().clone()
+    own.grad = None if tensor.grad is None else tensor.grad.detach().clone()
+    return own
 
 
 def _stored(
