@@ -475,6 +475,7 @@ steps:
         assert result.records[2].keys() == {"step", "data", "metric"}
         assert f"metric {result.records[2]['metric']:.4g} (validation)" in str(result)
 
+    @pytest.mark.usefixtures("table")
     def test_a_file_that_is_named_twice_registers_its_rules_once(self, folder: Path) -> None:
         (folder / "nets.py").write_text(MODULE + RULE)
         assert sp.run_recipe(changed("macs: 0.6", "macs: 0.7"), "out").records
